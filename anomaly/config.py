@@ -1,0 +1,212 @@
+"""One TOML, or a few flags, become typed, frozen settings; an unknown key is refused with the nearest name.
+
+Every field below is a key of the TOML, in the table named by ``Settings``. ``docs/configuration.md`` lists them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from anomaly.errors import Fault, UsageError
+
+_UNITS = {"us": 1, "ms": 10**3, "s": 10**6, "min": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
+
+
+def parse_duration(text: str) -> int:
+    """A duration such as ``"4min"`` or ``"1.5 h"`` in microseconds; units us, ms, s, min, h, d.
+
+    >>> parse_duration("4min")
+    240000000
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(text))
+    if not match or match[2] not in _UNITS:
+        raise UsageError(Fault("E2001", "a duration such as 4min (units us, ms, s, min, h, d)", text))
+    return round(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """How to read the log. What is None is inferred, and printed."""
+
+    time: str | None = None
+    label: str | None = None
+    asset: str | None = None
+    asset_from_name: str | None = None  # pattern whose first group, found in the file name, is the asset
+    tags: tuple[str, ...] | None = None
+    categories: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    separator: str | None = None
+    decimal: str | None = None
+    time_format: str | None = None  # strptime form, or "epoch_s", "epoch_ms", "epoch_us", "epoch_ns"
+    timezone: str | None = None  # zone of times that carry none
+    form: str = "auto"  # "auto", "wide" or "long"
+    tag: str | None = None  # long form: the columns that hold the tag's name, its value and its quality
+    value: str | None = None
+    quality: str | None = None
+    period: str | None = None  # long form: bin to this period; wide form: overrides the inferred one
+    label_scheme: str = "auto"  # "auto", "binary" or "fault-code" (0 normal, k fault, 100+k transient)
+    unlabelled: str = "unknown"  # rows of files without the label column: "unknown" or "normal"
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How the log becomes windows."""
+
+    lookback: int = 16
+    stride: int = 1
+    lead: str = "0s"
+    max_gap: float = 3.5  # in periods: a longer step in time starts a new segment
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """Shares of the log, in time order."""
+
+    train: float = 0.6
+    validation: float = 0.2
+    test: float = 0.2
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Which encoder, and its own options."""
+
+    name: str = "dense_ae"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How the encoder learns."""
+
+    epochs: int = 60
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    patience: int = 8
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class ThresholdSettings:
+    """How the threshold is picked on the validation part."""
+
+    rule: str = "pr_curve"  # "pr_curve", "budget" or "fixed"
+    beta: float = 1.0
+    budget: float = 1.0  # false episodes per asset and day of operation
+    value: float | None = None  # for "fixed": a score, -log10 of the tail probability
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How scores become episodes."""
+
+    off: float = 0.8  # an episode ends below this share of the threshold
+    min_rows: int = 1
+    merge_gap: float = 10.0  # in periods
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run needs; each table of the TOML is one field."""
+
+    name: str = "anomaly"
+    log: LogSettings = LogSettings()
+    window: WindowSettings = WindowSettings()
+    split: SplitSettings = SplitSettings()
+    encoder: EncoderSettings = EncoderSettings()
+    training: TrainingSettings = TrainingSettings()
+    threshold: ThresholdSettings = ThresholdSettings()
+    episodes: EpisodeSettings = EpisodeSettings()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """Settings from plain values; raises UsageError E2002 for an unknown key or a wrong type."""
+        return typing.cast(Settings, _build(cls, values, ""))
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Settings:
+        """Settings from a TOML file; raises UsageError (E2001 unreadable, E2002 unknown key or type)."""
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(Fault("E2001", "a readable TOML file", error, file=str(path))) from error
+        return cls.from_dict(values)
+
+
+def _build(cls: type, values: object, where: str) -> object:
+    if not isinstance(values, dict):
+        raise UsageError(Fault("E2002", f"a table [{where}]", values))
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+            raise UsageError(Fault("E2002", "a known key", f"{where}{key}", hint))
+    return cls(**{k: _value(hints[k], v, f"{where}{k}") for k, v in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{where}.")
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option) or option
+        if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if origin is not tuple and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+            return value
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
+    raise UsageError(Fault("E2002", f"{where} as {names}", repr(value)))
+
+
+def _check(s: Settings) -> None:
+    """Ranges of single settings; each refusal names the setting, what is allowed and what came."""
+    allowed = {
+        "log.form": (s.log.form, ("auto", "wide", "long")),
+        "log.label_scheme": (s.log.label_scheme, ("auto", "binary", "fault-code")),
+        "log.unlabelled": (s.log.unlabelled, ("unknown", "normal")),
+        "threshold.rule": (s.threshold.rule, ("pr_curve", "budget", "fixed")),
+    }
+    for name, (value, choices) in allowed.items():
+        if value not in choices:
+            raise UsageError(Fault("E2002", f"{name} one of {', '.join(choices)}", value))
+    shares = (s.split.train, s.split.validation, s.split.test)
+    parse_duration(s.window.lead)
+    rules = [
+        ("name", re.fullmatch(r"[\w.-]{1,80}", s.name) is not None, "letters, digits, . _ - only", s.name),
+        ("window.lookback", 1 <= s.window.lookback <= 100_000, "1 to 100000", s.window.lookback),
+        ("window.stride", s.window.stride >= 1, "at least 1", s.window.stride),
+        ("window.max_gap", s.window.max_gap > 1, "more than 1 period", s.window.max_gap),
+        ("split", min(shares[:2]) > 0 and shares[2] >= 0 and abs(sum(shares) - 1) < 1e-6,
+         "shares above 0 that add up to 1", shares),
+        ("training.epochs", s.training.epochs >= 1, "at least 1", s.training.epochs),
+        ("training.batch_size", s.training.batch_size >= 1, "at least 1", s.training.batch_size),
+        ("training.learning_rate", 0 < s.training.learning_rate < 1, "between 0 and 1", s.training.learning_rate),
+        ("threshold.beta", s.threshold.beta > 0, "above 0", s.threshold.beta),
+        ("threshold.budget", s.threshold.budget > 0, "above 0 episodes per asset and day", s.threshold.budget),
+        ("threshold.value", s.threshold.rule != "fixed" or s.threshold.value is not None,
+         "a score when the rule is fixed", s.threshold.value),
+        ("episodes.off", 0 < s.episodes.off <= 1, "above 0, at most 1", s.episodes.off),
+        ("episodes.min_rows", s.episodes.min_rows >= 1, "at least 1", s.episodes.min_rows),
+        ("episodes.merge_gap", s.episodes.merge_gap >= 0, "at least 0 periods", s.episodes.merge_gap),
+    ]  # fmt: skip
+    for name, holds, expected, found in rules:
+        if not holds:
+            raise UsageError(Fault("E2002", f"{name}: {expected}", found))
