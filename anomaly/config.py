@@ -10,7 +10,7 @@ import re
 import tomllib
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ def parse_duration(text: str) -> int:
 class LogSettings:
     """How to read the log. What is None is inferred, and printed."""
 
+    paths: tuple[str, ...] = ()  # files or folders, when the command names none
     time: str | None = None
     label: str | None = None
     asset: str | None = None
@@ -131,6 +132,22 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
         return asdict(self)
+
+    def changed(self, **tables: dict[str, Any]) -> Settings:
+        """The same settings with some fields of some tables changed; a field given as None stays as it is.
+
+        >>> Settings().changed(window={"lookback": 8, "lead": None}).window.lookback
+        8
+        """
+        new = {}
+        for name, values in tables.items():
+            given = {k: v for k, v in values.items() if v is not None}
+            new[name] = replace(getattr(self, name), **given)
+        return replace(self, **new)
+
+    def named(self, name: str | None) -> Settings:
+        """The same settings under another model name; None keeps the name."""
+        return self if name is None else replace(self, name=name)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:

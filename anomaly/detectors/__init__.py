@@ -1,0 +1,27 @@
+"""Detectors: residuals or embeddings in, ``anomaly_score (n,)`` out, higher = more anomalous."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any, cast
+
+from anomaly.detectors.base import Detector
+from anomaly.errors import Fault, UsageError
+
+#: Every detector by name; the class is imported when it is asked for.
+DETECTORS: dict[str, str] = {"reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector"}
+
+
+def detector_class(name: str) -> type[Detector]:
+    """The class of detector ``name``; raises UsageError E2002 for an unknown one, with the nearest name."""
+    if name not in DETECTORS:
+        near = difflib.get_close_matches(name, DETECTORS, n=1) or list(DETECTORS)
+        raise UsageError(Fault("E2002", f"a detector of {', '.join(DETECTORS)}", name, f"did you mean {near[0]}?"))
+    module, _, attribute = DETECTORS[name].partition(":")
+    return cast(type[Detector], getattr(importlib.import_module(module), attribute))
+
+
+def build_detector(name: str, **options: Any) -> Detector:
+    """The detector called ``name``, with its options."""
+    return detector_class(name)(**options)

@@ -1,0 +1,258 @@
+"""Fit a model on a window store: scaler, encoder, detector, calibration, threshold; each on its own rows.
+
+Fitted parts see normal rows of the train part only; calibration and threshold see the validation part only; the test
+part is not read here. Every part's rows are recorded in an audit (METHODS S56, S57, S61).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from anomaly.config import Settings, TrainingSettings
+from anomaly.data.audit import RowAudit
+from anomaly.data.contract import EVENT, LEAD, NORMAL
+from anomaly.data.scaling import RowPreparer
+from anomaly.data.store import RowBlock, WindowBlock, WindowStore
+from anomaly.detectors import build_detector
+from anomaly.encoders import build_encoder
+from anomaly.encoders.training import TrainingHistory
+from anomaly.errors import Fault, InputRefused
+from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows
+from anomaly.scores.calibration import TailCalibrator
+from anomaly.scores.thresholds import Threshold, choose_threshold, fixed_threshold
+
+#: Told the stage ("scaler", "encoder", …), what is done and what there is to do.
+Progress = Callable[[str, int, int], None]
+
+_CANARY_ROWS = 64
+_REFERENCE_ROWS = 5000
+
+
+@dataclass(frozen=True)
+class PartScores:
+    """What a part of the log scored, row by row, without the rows themselves.
+
+    ``time (n,)`` int64 microseconds; ``asset (n,)`` str; ``score (n,)`` float32, NaN where unscorable;
+    ``outcome (n,)`` int8 of model.OUTCOMES; ``kind (n,)`` int8 of data.contract.
+    """
+
+    part: str
+    time: NDArray[np.int64]
+    asset: NDArray[np.object_]
+    score: NDArray[np.float32]
+    outcome: NDArray[np.int8]
+    kind: NDArray[np.int8]
+
+    @classmethod
+    def collect(cls, part: str, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]) -> PartScores:
+        """Keep the row-wise answers of many scored blocks and let the rest go."""
+        kept = [(r.time, r.asset, r.score, r.outcome, kind) for r, kind in blocks]
+        empty = (np.int64, object, np.float32, np.int8, np.int8)
+        if not kept:
+            return cls(part, *(np.empty(0, dtype=t) for t in empty))
+        return cls(part, *(np.concatenate(column) for column in zip(*kept, strict=True)))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted model with what it was judged on while fitting."""
+
+    model: AnomalyModel
+    history: TrainingHistory
+    validation: PartScores
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """A progress that shows nothing."""
+
+
+def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: Progress = silent) -> Fitted:
+    """Fit everything on ``store``.
+
+    Raises InputRefused: E3302 when no normal window is left in the train or validation part, E3304 when training met
+    a non-finite number.
+    """
+    preparer = _fit_preparer(store, progress)
+    windows = _PreparedWindows(store, preparer, settings.training)
+    audit = _window_audit(store, windows)
+    encoder = build_encoder(settings.encoder)
+    history = encoder.fit(
+        windows.training,
+        windows.validation,
+        window_shape=(store.lookback, len(store.contract.tags)),
+        training=settings.training,
+        workdir=workdir,
+        progress=lambda epoch, losses: progress("encoder", epoch + 1, settings.training.epochs),
+    )
+    model = AnomalyModel(
+        contract=store.contract,
+        settings=settings,
+        preparer=preparer,
+        encoder=encoder,
+        detector=build_detector("reconstruction"),
+        calibrator=TailCalibrator(),
+        threshold=fixed_threshold(0.0),
+        max_gap_us=store.max_gap_us,
+        reference=_reference(store, preparer, settings.training.seed),
+        audits={"scaler": preparer.audit_, "encoder": audit},
+    )
+    model.detector.fit(block - encoder.reconstruct(block) for block in windows.training(0))
+    progress("calibration", 0, 1)
+    model.calibrator.fit(np.concatenate([model.raw_scores(b)[0] for b in windows.validation(0)]))
+    progress("calibration", 1, 1)
+    blocks = stream_part(store, model, "validation", progress)
+    validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
+    model.threshold = _pick_threshold(store, settings, validation)
+    model.canary = _canary(store)
+    return Fitted(model, history, _with_outcomes(validation, model.threshold))
+
+
+def _fit_preparer(store: WindowStore, progress: Progress) -> RowPreparer:
+    preparer, total, done = RowPreparer(), sum(store.n_rows(a) for a in store.assets), 0
+    for block in store.row_blocks("train"):
+        preparer.partial_fit(block.values, block.age, block.kind == NORMAL, block.asset, block.start)
+        done += len(block.time)
+        progress("scaler", done, total)
+    if not preparer.audit_.rows:
+        raise InputRefused(
+            Fault(
+                "E3302",
+                "normal rows in the train part",
+                "none",
+                "check the label column, or give a longer log",
+            )
+        )
+    preparer.finish()
+    return preparer
+
+
+class _PreparedWindows:
+    """Normal, fully measured, scaled windows of the train and validation parts."""
+
+    def __init__(self, store: WindowStore, preparer: RowPreparer, training: TrainingSettings) -> None:
+        self.store, self.preparer, self._training = store, preparer, training
+
+    def usable(self, block: WindowBlock) -> NDArray[np.bool_]:
+        """Windows without an absent value."""
+        return ~self.preparer.absent(block.age).any(axis=(1, 2))
+
+    def prepared(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.preparer.transform(values.reshape(-1, values.shape[-1])).reshape(values.shape)
+
+    def training(self, epoch: int) -> Iterator[NDArray[np.float32]]:
+        """One epoch of mixed batches; the order depends on the seed and on ``epoch``."""
+        size, seed = self._training.batch_size, self._training.seed
+        for values in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, keep=self.usable):
+            yield self.prepared(values)
+
+    def validation(self, epoch: int) -> Iterator[NDArray[np.float32]]:
+        """The normal windows of the validation part, in order."""
+        for block in self.store.window_blocks("validation", normal_only=True):
+            kept = block.values[self.usable(block)]
+            if len(kept):
+                yield self.prepared(kept)
+
+
+def _window_audit(store: WindowStore, windows: _PreparedWindows) -> RowAudit:
+    """The rows inside the windows that the encoder learns from; refuses when train or validation has none."""
+    audit = RowAudit()
+    for block in store.window_blocks("train", normal_only=True):
+        starts = block.starts[windows.usable(block)]
+        if len(starts):
+            first = int(starts[0])
+            seen = np.zeros(int(starts[-1]) - first + store.lookback + 1, dtype=np.int64)
+            np.add.at(seen, starts - first, 1)
+            np.add.at(seen, starts - first + store.lookback, -1)
+            audit.add(block.asset, first, np.cumsum(seen)[:-1] > 0)
+    for part, found in (("train", audit.rows), ("validation", next(windows.validation(0), None) is not None)):
+        if not found:
+            hint = "shorten --lookback, leave out a tag that is mostly missing (--drop), or give a longer log"
+            raise InputRefused(
+                Fault(
+                    "E3302",
+                    f"a complete normal window of {store.lookback} rows in the {part} part",
+                    "none",
+                    hint,
+                )
+            )
+    return audit
+
+
+def stream_part(
+    store: WindowStore, model: AnomalyModel, part: str, progress: Progress = silent
+) -> Iterator[tuple[RowBlock, ScoredRows]]:
+    """Score the rows of a part, block by block, as the stream would: the rows just before it serve as history."""
+    scorer, history, total, done = model.stream(), model.lookback - 1, store.n_part_rows(part), 0
+    asset = None
+    for block in store.row_blocks(part):
+        if block.asset != asset and block.start and history:
+            before = store.rows(block.asset, max(0, block.start - history), block.start)
+            scorer.score_held(before.asset, before.time, before.values, before.age, before.starts)
+        asset = block.asset
+        yield block, scorer.score_held(asset, block.time, block.values, block.age, block.starts)
+        done += len(block.time)
+        progress(part, done, total)
+
+
+def positive_rows(kind: NDArray[np.int8], lead_us: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which rows are positive, and which are judged at all.
+
+    With a lead the rows before an event are the positives and the event rows are left out (METHODS S58); without one
+    the event rows are. Rows of unknown label are never judged.
+    """
+    positive = kind == (LEAD if lead_us else EVENT)
+    return positive, positive | (kind == NORMAL)
+
+
+def _pick_threshold(store: WindowStore, settings: Settings, validation: PartScores) -> Threshold:
+    positive, judged = positive_rows(validation.kind, store.lead_us)
+    use = judged & np.isfinite(validation.score)
+    return choose_threshold(
+        settings.threshold,
+        scores=validation.score[use].astype(np.float64),
+        positive=positive[use],
+        time=validation.time[use],
+        asset=validation.asset[use],
+        period_us=store.period_us,
+        merge_gap_us=round(settings.episodes.merge_gap * store.period_us),
+        part="validation",
+        seed=settings.training.seed,
+    )
+
+
+def _with_outcomes(part: PartScores, threshold: Threshold) -> PartScores:
+    """The part judged anew by the threshold that was picked on it."""
+    outcome = np.where(part.outcome == UNSCORABLE, UNSCORABLE, part.score >= threshold.value)
+    return replace(part, outcome=outcome.astype(np.int8))
+
+
+def _reference(store: WindowStore, preparer: RowPreparer, seed: int) -> NDArray[np.float32]:
+    """A uniform sample of at most 5000 prepared normal training rows, drawn in one pass: each row gets a random key
+    and the smallest keys stay."""
+    rng = np.random.default_rng(seed)
+    keys, rows = np.empty(0), np.empty((0, len(store.contract.tags)), np.float32)
+    for block in store.row_blocks("train"):
+        use = (block.kind == NORMAL) & ~preparer.absent(block.age).any(axis=1)
+        keys = np.concatenate((keys, rng.random(int(use.sum()))))
+        rows = np.concatenate((rows, preparer.transform(block.values[use])))
+        if len(keys) > _REFERENCE_ROWS:
+            kept = np.sort(np.argpartition(keys, _REFERENCE_ROWS)[:_REFERENCE_ROWS])
+            keys, rows = keys[kept], rows[kept]
+    return rows
+
+
+def _canary(store: WindowStore) -> pd.DataFrame:
+    """A few rows as they were logged, kept with the model so that a loaded copy can prove itself."""
+    asset = store.assets[0]
+    block = store.rows(asset, 0, min(_CANARY_ROWS, store.n_rows(asset)))
+    frame = pd.DataFrame(block.values, columns=list(store.contract.tags))
+    frame.insert(0, store.contract.time, pd.to_datetime(block.time, unit="us", utc=True))
+    if store.contract.asset:
+        frame.insert(1, store.contract.asset, asset)
+    return frame

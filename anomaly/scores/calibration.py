@@ -1,0 +1,103 @@
+"""Raw scores become ``-log10`` of their tail probability under held-back normal rows: 3.0 = one normal row in a thousand.
+
+Inside the data the probability is empirical; beyond its 95 % quantile a generalised Pareto tail carries on (peaks over
+threshold, Pickands 1975), because a threshold for one alert a week lies beyond any held-back part.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Largest calibrated score: beyond 1 in 10^30 a number says nothing more.
+CAP = 30.0
+_TAIL = 0.95
+_KNOTS = 2000
+_FEW = 20
+_SHAPE = (0.0, 0.5)
+
+
+def pareto_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution by probability-weighted moments (Hosking & Wallis 1987).
+
+    ``excess (n,)`` are the amounts by which scores pass the tail's start. The shape is kept between 0 (exponential) and
+    0.5 (heavy, finite mean): a bounded tail would call anything beyond the data impossible.
+    """
+    x = np.sort(excess)
+    n = len(x)
+    mean = float(x.mean())
+    weighted = float(np.mean(x * (n - 1 - np.arange(n)) / max(n - 1, 1)))
+    if mean <= 0 or mean <= 2 * weighted:
+        return _SHAPE[1], max(mean, 0.0) / 2
+    shape = float(np.clip(2 - mean / (mean - 2 * weighted), *_SHAPE))
+    return shape, mean * (1 - shape)
+
+
+class TailCalibrator:
+    """Monotone map from raw scores to ``-log10`` tail probabilities; a bounded table and three tail numbers.
+
+    >>> calibrator = TailCalibrator().fit(np.arange(1000.0))
+    >>> calibrator.transform(np.array([500.0, 899.0])).round(2).tolist()
+    [0.3, 1.0]
+    """
+
+    def __init__(self) -> None:
+        self.n_ = 0
+        self._scores = np.empty(0)
+        self._log_p = np.empty(0)
+        self._tail = (0.0, 0.0, 0.0)  # start, shape, scale
+
+    def fit(self, scores: NDArray[np.float64]) -> Self:
+        """Learn from raw scores ``(n,)`` of held-back normal rows; raises ValueError without a finite one."""
+        x = np.sort(np.asarray(scores, dtype=np.float64)[np.isfinite(scores)])
+        if not len(x):
+            raise ValueError("scores: expected at least one finite score of a held-back normal row, got none")
+        self.n_ = n = len(x)
+        values, last = np.unique(x, return_index=True)
+        exceed = n - last  # rows at or above each value
+        log_p = -np.log10((exceed + 1) / (n + 1))
+        start = float(np.quantile(x, _TAIL))
+        inside = values <= start if n >= _FEW else np.ones(len(values), dtype=bool)
+        self._scores, self._log_p = _thinned(values[inside], log_p[inside])
+        excess = x[x > self._scores[-1]] - self._scores[-1]
+        shape, scale = pareto_tail(excess) if len(excess) else (_SHAPE[0], 0.0)
+        spread = float(x[-1] - x[0]) or abs(float(x[-1])) or 1.0
+        self._tail = (float(self._scores[-1]), shape, max(scale, 1e-3 * spread / np.sqrt(n)))
+        return self
+
+    def transform(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raw scores ``(n,)`` → ``-log10`` tail probability, 0 to 30; NaN stays NaN, +inf is 30."""
+        if not self.n_:
+            raise ValueError("calibrator: expected a fitted one, got a new one; call fit first")
+        raw = np.asarray(scores, dtype=np.float64)
+        start, shape, scale = self._tail
+        inside = np.interp(raw, self._scores, self._log_p)
+        z = np.maximum(np.nan_to_num(raw, nan=start, posinf=np.finfo(np.float64).max / 4) - start, 0) / scale
+        decades = (np.log1p(shape * z) / shape if shape > 1e-9 else z) / np.log(10)
+        return np.where(np.isnan(raw), np.nan, np.clip(inside + decades, 0, CAP))
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """JSON-ready settings and arrays."""
+        return {"n": self.n_, "tail": list(self._tail)}, {"scores": self._scores, "log_p": self._log_p}
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> TailCalibrator:
+        """The calibrator from ``to_state``."""
+        calibrator = cls()
+        calibrator.n_ = int(settings["n"])
+        start, shape, scale = settings["tail"]
+        calibrator._tail = (float(start), float(shape), float(scale))
+        calibrator._scores, calibrator._log_p = arrays["scores"], arrays["log_p"]
+        return calibrator
+
+
+def _thinned(
+    values: NDArray[np.float64], log_p: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most ``_KNOTS`` points of the curve, both ends kept."""
+    if len(values) <= _KNOTS:
+        return values, log_p
+    kept = np.unique(np.linspace(0, len(values) - 1, _KNOTS).round().astype(int))
+    return values[kept], log_p[kept]

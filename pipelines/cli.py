@@ -1,0 +1,312 @@
+"""The command line: a thin shell over the jobs. Heavy libraries are imported inside the command that uses them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from anomaly.config import Settings
+from anomaly.errors import AnomalyError, Fault, UsageError
+from pipelines import home, terminal
+
+app = typer.Typer(
+    name="anomaly",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learns from the normal part of a plant log, scores new logs, lists alerts. It only reads logs.",
+    rich_markup_mode="markdown",
+)
+models = typer.Typer(no_args_is_help=True, help="Registered models.")
+alerts = typer.Typer(no_args_is_help=True, help="The alert list.")
+app.add_typer(models, name="models")
+app.add_typer(alerts, name="alerts")
+
+Logs = Annotated[list[Path], typer.Argument(help="Log files (CSV or Parquet) or folders of them.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")]
+
+
+def _log_flags(
+    config: Annotated[Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time column.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Label column: 1 where the event is, 0 where all was normal.")
+    ] = None,
+    asset: Annotated[str | None, typer.Option(help="Asset column.")] = None,
+    asset_from_name: Annotated[
+        str | None, typer.Option(help="Pattern whose first group, found in the file name, is the asset.")
+    ] = None,
+    tags: Annotated[
+        str | None, typer.Option(help="Sensor columns, comma separated (default: the numeric ones).")
+    ] = None,
+    categories: Annotated[str | None, typer.Option("--category", help="Category columns, comma separated.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Columns to leave out, comma separated.")] = None,
+    separator: Annotated[str | None, typer.Option(help="CSV separator.")] = None,
+    decimal: Annotated[str | None, typer.Option(help="Decimal mark of a CSV.")] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="strptime form, or epoch_s, epoch_ms, epoch_us, epoch_ns.")
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="Zone of times that carry none, such as Europe/Berlin.")] = None,
+    form: Annotated[str | None, typer.Option(help="wide (a column per tag) or long (a row per value).")] = None,
+    period: Annotated[
+        str | None, typer.Option(help="Sampling period such as 1min; long logs are binned to it.")
+    ] = None,
+    label_scheme: Annotated[
+        str | None, typer.Option(help="binary, or fault-code (0 normal, k fault, 100+k transient).")
+    ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Rows of files without the label column: unknown (default) or normal.")
+    ] = None,
+    lookback: Annotated[int | None, typer.Option(help="Rows of one window.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Rows between window starts.")] = None,
+    lead: Annotated[
+        str | None, typer.Option(help="How long before an event an alert should come, such as 4min.")
+    ] = None,
+) -> None:
+    """The flags shared by every command that reads a raw log; ``with_log_flags`` gives them to a command."""
+
+
+_WINDOW = ("lookback", "stride", "lead")
+_LISTS = ("tags", "categories", "drop")
+
+
+def with_log_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` the shared flags; it receives them as one ``settings``."""
+    shared, own = inspect.signature(_log_flags, eval_str=True), inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def run(**flags: Any) -> None:
+        log = {name: flags.pop(name) for name in shared.parameters}
+        config, source = log.pop("config"), flags.get("source") or []
+        if config is None and len(source) == 1 and source[0].suffix == ".toml":
+            config, flags["source"] = source[0], []
+        command(settings=_settings(config, log), **flags)
+
+    parameters = [p for p in own.parameters.values() if p.name != "settings"] + list(shared.parameters.values())
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    del run.__wrapped__  # type: ignore[attr-defined]  # typer would read the flags of the bare command
+    return run
+
+
+def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
+    window = {name: flags.pop(name) for name in _WINDOW}
+    for name in _LISTS:
+        if flags[name] is not None:
+            flags[name] = tuple(t.strip() for t in flags[name].split(",") if t.strip())
+    return (Settings.from_toml(config) if config else Settings()).changed(log=flags, window=window)
+
+
+def _finish(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """One JSON object for machines, or words for people."""
+    if as_json:
+        typer.echo(json.dumps(result, default=str, allow_nan=False))
+    else:
+        show()
+
+
+@app.command(epilog="Example: `anomaly demo`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the log, the model, the scores and the report.")] = Path("demo"),
+    rows: Annotated[int, typer.Option(help="Rows of the synthetic plant.")] = 25_000,
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic plant.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Synthetic plant → train → evaluate → score → alerts."""
+    from pipelines.demo import demo as run
+
+    with terminal.progress(as_json) as progress:
+        done = run(out, rows=rows, seed=seed, progress=progress)
+    _finish(done.to_dict(), as_json, lambda: terminal.show_demo(done))
+
+
+@app.command(epilog="Example: `anomaly ingest plant.csv --time time --label label --store plant.h5`")
+@with_log_flags
+def ingest(
+    logs: Logs,
+    settings: Settings,
+    store: Annotated[Path, typer.Option(help="Window store to write (HDF5).")],
+    as_json: Json = False,
+) -> None:
+    """Check logs, grade sensors, build the window store."""
+    from pipelines.ingest import ingest as run
+
+    with terminal.progress(as_json) as progress:
+        done = run(logs, settings, store, progress)
+    _finish(asdict(done), as_json, lambda: terminal.show_ingested(done))
+
+
+@app.command(epilog="Example: `anomaly train plant.csv --time time --label label --lead 4min --out model`")
+@with_log_flags
+def train(
+    settings: Settings,
+    source: Annotated[
+        list[Path] | None, typer.Argument(help="Logs, one window store (.h5), or one settings file (.toml).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the model bundle to this folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the registry.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder name.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs to train.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Threshold rule: pr_curve, budget or fixed.")] = None,
+    budget: Annotated[float | None, typer.Option(help="False episodes per asset and day (rule budget).")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Score that raises an alert (rule fixed).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on the normal part of a log, evaluate on its last part, register the model."""
+    from pipelines.train import train as run
+
+    settings = settings.changed(
+        encoder={"name": encoder},
+        training={"epochs": epochs, "seed": seed},
+        threshold={"rule": rule, "budget": budget, "value": threshold},
+    ).named(name)
+    with terminal.progress(as_json) as progress:
+        done = run(source or [Path(p) for p in settings.log.paths], settings, out, progress)
+    _finish(done.to_dict(), as_json, lambda: terminal.show_trained(done))
+
+
+Model = Annotated[str, typer.Option(help="Bundle folder, models:/NAME@champion, models:/NAME/2, or a name.")]
+
+
+@app.command(epilog="Example: `anomaly evaluate model test.parquet --report report.html`")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Bundle folder, models:/NAME@champion, or a registered name.")],
+    logs: Logs,
+    report: Annotated[Path | None, typer.Option(help="Where to write the report (HTML).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics with intervals and baselines on a labelled log that the model never saw."""
+    from pipelines.evaluate import evaluate_log
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+
+    with terminal.progress(as_json) as progress:
+        done = evaluate_log(load_bundle(resolve(model, home.home())), model, logs, report, progress)
+    _finish(done.to_dict(), as_json, lambda: terminal.show_evaluated(done))
+
+
+@app.command(epilog="Example: `anomaly score test.parquet --model model --out scores.parquet`")
+def score(
+    logs: Logs,
+    model: Model = "anomaly",
+    out: Annotated[Path, typer.Option(help="Score file to write (Parquet).")] = Path("scores.parquet"),
+    no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Write the score file only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score logs: one row per log row, and alerts into the database."""
+    from pipelines.score import score as run
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+
+    with terminal.progress(as_json) as progress:
+        fitted = load_bundle(resolve(model, home.home()))
+        database = None if no_alerts else home.alert_database()
+        done = run(logs, fitted, fitted.settings.name, out, database, progress)
+    _finish(done.to_dict(), as_json, lambda: terminal.show_scored(done))
+
+
+@models.command("list", epilog="Example: `anomaly models list`")
+def models_list(as_json: Json = False) -> None:
+    """Registered models, newest first, with their aliases."""
+    from registry.catalogue import list_models
+
+    rows = list_models(home.home())
+    _finish({"models": [asdict(r) for r in rows]}, as_json, lambda: terminal.show_models(rows))
+
+
+@models.command("show", epilog="Example: `anomaly models show anomaly@champion`")
+def models_show(
+    reference: Annotated[str, typer.Argument(help="NAME, NAME@alias, NAME/version or models:/…")],
+    as_json: Json = False,
+) -> None:
+    """One registered model: what it learned from, its threshold, its figures."""
+    from registry.catalogue import show_model
+
+    row = show_model(reference, home.home())
+    _finish(asdict(row), as_json, lambda: terminal.show_model(row))
+
+
+@alerts.command("list", epilog="Example: `anomaly alerts list --asset pump-3`")
+def alerts_list(
+    asset: Annotated[str | None, typer.Option(help="Only this asset.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many, newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """The newest alerts."""
+    from alerts.store import AlertStore
+
+    rows = AlertStore(home.alert_database()).alerts(asset=asset, limit=limit)
+    _finish({"alerts": [r.to_dict() for r in rows]}, as_json, lambda: terminal.show_alerts(rows))
+
+
+@alerts.command("show", epilog="Example: `anomaly alerts show 12`")
+def alerts_show(number: Annotated[int, typer.Argument(help="Alert number.")], as_json: Json = False) -> None:
+    """One alert: when, how sure, which sensors, which model."""
+    from alerts.store import AlertStore
+
+    row = AlertStore(home.alert_database()).alert(number)
+    _finish(row.to_dict(), as_json, lambda: terminal.show_alert(row))
+
+
+@alerts.command("export", epilog="Example: `anomaly alerts export --format csv --out alerts.csv`")
+def alerts_export(
+    out: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
+    format: Annotated[str, typer.Option(help="csv or json.")] = "csv",
+    asset: Annotated[str | None, typer.Option(help="Only this asset.")] = None,
+    limit: Annotated[int, typer.Option(help="At most this many, newest first.")] = 100_000,
+) -> None:
+    """All alerts as CSV (safe to open in a spreadsheet) or JSON."""
+    from alerts.export import export_alerts
+    from alerts.store import AlertStore
+    from anomaly.files import atomic_path
+
+    if format not in ("csv", "json"):
+        raise UsageError(Fault("E2001", "--format csv or json", format))
+    text = export_alerts(AlertStore(home.alert_database()).alerts(asset=asset, limit=limit), format)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+    typer.echo(f"wrote {out}")
+
+
+def main() -> None:
+    """Run the command line; refusals become coded lines and an exit status, never a traceback."""
+    logging.basicConfig(
+        level=os.environ.get("ANOMALY_LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        app(standalone_mode=False)
+    except click.exceptions.Abort:
+        terminal.say("stopped; running the same command again is safe")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AnomalyError as error:
+        terminal.show_refusal(error)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("ANOMALY_TRACEBACK"):
+            raise
+        hint = "this is our bug; set ANOMALY_TRACEBACK=1 and run again to see where"
+        terminal.say(Fault("E7000", "no internal error", f"{type(error).__name__}: {error}", hint).line())
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

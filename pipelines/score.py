@@ -1,0 +1,188 @@
+"""Score a log with a model: one row per log row in Parquet, episodes as alerts in the database.
+
+The score file appears whole by rename; then ledger entry, coverage and alerts are one transaction. A run that dies in
+between is finished by running the same command again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alerts.episodes import Episode, EpisodeRules, EpisodeTracker
+from alerts.store import AlertStore, BatchRecord
+from anomaly.config import parse_duration
+from anomaly.data.contract import LogChunk
+from anomaly.data.quality import Finding, QualityProfile, QualityWatch
+from anomaly.data.readers import PlantLog, open_log
+from anomaly.errors import Fault, UsageError
+from anomaly.faults import killpoint
+from anomaly.files import atomic_path
+from anomaly.fitting import Progress, silent
+from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows, named_shares
+from pipelines.ingest import log_files
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("asset", pa.string()),
+        ("anomaly_score", pa.float32()),
+        ("threshold", pa.float32()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("top_tags", pa.list_(pa.struct([("tag", pa.string()), ("share", pa.float32())]))),
+    ]
+)
+
+
+@dataclass
+class Scored:
+    """What a scoring run did."""
+
+    out: Path
+    rows: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    episodes: list[Episode] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    recorded: bool = False
+    notices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values."""
+        return {
+            "out": str(self.out),
+            "rows": self.rows,
+            "outcomes": dict(self.outcomes),
+            "reasons": dict(self.reasons),
+            "episodes": len(self.episodes),
+            "findings": [asdict(f) for f in self.findings],
+            "recorded": self.recorded,
+            "notices": list(self.notices),
+        }
+
+
+def episode_rules(model: AnomalyModel) -> EpisodeRules:
+    """The model's episode settings with the merge gap in microseconds."""
+    own = model.settings.episodes
+    return EpisodeRules(own.off, own.min_rows, round(own.merge_gap * model.contract.period_us))
+
+
+def score(
+    paths: Sequence[Path],
+    model: AnomalyModel,
+    model_name: str,
+    out: Path,
+    database: str | None,
+    progress: Progress = silent,
+) -> Scored:
+    """Score the logs at ``paths``, write ``out``, and record alerts in ``database`` (None: score file only).
+
+    Raises InputRefused when the log is refused or does not fit the model; then nothing is written.
+    """
+    files = log_files(paths)
+    if out.resolve() in {f.resolve() for f in files}:
+        raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
+    progress("check", 0, 1)
+    log = open_log(files, model.settings.log, contract=model.contract)
+    progress("check", 1, 1)
+    run, covered = Scored(out, notices=log.notices), {}
+    trackers = Trackers(model)
+    watch = QualityWatch(QualityProfile.from_dict(model.quality), model.contract)
+    with atomic_path(out) as temporary, _score_file(temporary) as writer:
+        for chunk, rows in scored_chunks(log, model):
+            writer.write_table(score_table(rows, model))
+            trackers.update(rows)
+            watch.update(chunk)
+            _count(run, rows, covered)
+            progress("score", run.rows, log.rows)
+    killpoint("score.after_parquet")
+    run.episodes, run.findings = trackers.finish(), watch.finish()
+    if database is not None:
+        run.recorded = AlertStore(database).record_batch(_batch(log, model, model_name, run, covered), run.episodes)
+    killpoint("score.after_record")
+    return run
+
+
+def scored_chunks(log: PlantLog, model: AnomalyModel) -> Iterator[tuple[LogChunk, ScoredRows]]:
+    """The log's chunks beside their scored rows, in input order."""
+    stream = model.stream()
+    for chunk in log.chunks():
+        yield chunk, stream.score(chunk)
+
+
+class Trackers:
+    """One episode tracker per asset."""
+
+    def __init__(self, model: AnomalyModel) -> None:
+        self._model, self._own = model, dict[str, EpisodeTracker]()
+
+    def update(self, rows: ScoredRows) -> None:
+        """Follow the next scored rows; an asset's repeated times count once."""
+        for asset in dict.fromkeys(rows.asset):
+            mine = rows.take(rows.asset == asset)
+            mine = mine.take(np.concatenate(([True], mine.time[1:] != mine.time[:-1])))
+            tracker = self._own.setdefault(asset, self._new(asset))
+            tracker.update(mine.time, mine.score, OUTCOMES[mine.outcome], mine.reason, mine.shares)
+
+    def _new(self, asset: str) -> EpisodeTracker:
+        model = self._model
+        return EpisodeTracker(asset, model.threshold.value, episode_rules(model), model.contract.tags)
+
+    def finish(self) -> list[Episode]:
+        """All episodes, in time order."""
+        found = [e for tracker in self._own.values() for e in tracker.finish()]
+        return sorted(found, key=lambda e: (e.start_us, e.asset))
+
+
+def _score_file(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, SCORES_SCHEMA, compression="zstd", write_page_checksum=True)
+
+
+def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
+    """Scored rows in the form of ``SCORES.parquet``; an unscorable row has a null score."""
+    named = [[{"tag": t, "share": s} for t, s in tags] for tags in named_shares(rows, model.contract.tags)]
+    columns = [
+        pa.array(rows.time, pa.timestamp("us", tz="UTC")),
+        pa.array(rows.asset, pa.string()),
+        pa.array(rows.score, pa.float32(), from_pandas=True),
+        pa.array(np.full(len(rows.time), model.threshold.value, np.float32)),
+        pa.array(OUTCOMES[rows.outcome], pa.string()),
+        pa.array(rows.reason, pa.string()),
+        pa.array(named, SCORES_SCHEMA.field("top_tags").type),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCORES_SCHEMA)
+
+
+def _count(run: Scored, rows: ScoredRows, covered: dict[str, list[int]]) -> None:
+    run.rows += len(rows.time)
+    run.outcomes.update(OUTCOMES[rows.outcome].tolist())
+    run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
+    for asset in dict.fromkeys(rows.asset):
+        time = rows.time[rows.asset == asset]
+        span = covered.setdefault(asset, [int(time[0]), int(time[-1]) + 1])
+        span[0], span[1] = min(span[0], int(time[0])), max(span[1], int(time[-1]) + 1)
+
+
+def _batch(
+    log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: dict[str, list[int]]
+) -> BatchRecord:
+    return BatchRecord(
+        sha256=log.files[0].sha256 if len(log.files) == 1 else log.fingerprint,
+        model=model.digest or model.contract.fingerprint(),
+        model_name=model_name,
+        file_name=", ".join(f.path.name for f in log.files),
+        rows=run.rows,
+        outcomes=dict(run.outcomes),
+        covered={asset: (start, end) for asset, (start, end) in covered.items()},
+        score_path=str(run.out),
+        lead_us=parse_duration(model.settings.window.lead) or None,
+        merge_gap_us=episode_rules(model).merge_gap_us,
+    )

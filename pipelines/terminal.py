@@ -1,0 +1,245 @@
+"""What a person sees in the terminal: progress, tables, refusals. Nothing here decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from anomaly.errors import AnomalyError
+
+if TYPE_CHECKING:
+    from alerts.store import Alert
+    from anomaly.fitting import Progress as Report
+    from pipelines.demo import Demo
+    from pipelines.evaluate import Evaluated
+    from pipelines.ingest import Ingested
+    from pipelines.score import Scored
+    from pipelines.train import Trained
+    from registry.catalogue import ModelRow
+
+_STAGES = {
+    "check": "checking the log",
+    "ingest": "writing the window store",
+    "scaler": "fitting the scaler",
+    "encoder": "training (epochs)",
+    "calibration": "calibrating",
+    "validation": "scoring the validation part",
+    "test": "scoring the test part",
+    "report": "drawing the report",
+    "register": "registering",
+    "score": "scoring",
+}
+_out, _err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line for a person, on standard error."""
+    _err.print(escape(text))
+
+
+def show_refusal(error: AnomalyError) -> None:
+    """Every fault of a refusal, a line each."""
+    for fault in error.faults:
+        say(fault.line())
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Report]:
+    """Bars on a terminal, silence elsewhere; gives the callable that jobs report to."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(_STAGES.get(stage, stage), total=max(total, 1))
+            bars.update(tasks[stage], completed=done, total=max(total, 1))
+
+        yield report
+
+
+def moment(microseconds: int) -> str:
+    """UTC microseconds as a person reads them.
+
+    >>> moment(0)
+    '1970-01-01 00:00:00'
+    """
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span(microseconds: float) -> str:
+    """A length of time in its natural unit.
+
+    >>> span(240e6), span(5400e6), span(1e6)
+    ('4 min', '1.5 h', '1 s')
+    """
+    seconds = microseconds / 1e6
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _notices(notices: tuple[str, ...]) -> None:
+    for notice in notices:
+        _out.print(f"[dim]note[/dim] {escape(notice)}")
+
+
+def show_ingested(done: Ingested) -> None:
+    """The store, the sensors and what was inferred."""
+    _notices(done.notices)
+    counts = {-1: "unknown", 0: "normal", 1: "event"}
+    labels = ", ".join(f"{n} {counts.get(k, k)}" for k, n in sorted(done.label_counts.items()) if n)
+    _out.print(f"{done.rows} rows ({labels}), {len(done.contract.tags)} tags → {escape(str(done.store))}")
+    table = _table("tag", "grade", "missing", "longest flat", "why")
+    for g in done.grades:
+        why = escape("; ".join(g.reasons))
+        table.add_row(escape(g.tag), g.grade, f"{g.missing_share:.2%}", f"{g.longest_flat_rows} rows", why)
+    _out.print(table)
+
+
+def show_trained(done: Trained) -> None:
+    """What was learned, how good it is on rows it never saw, and what to do next."""
+    _notices(done.notices)
+    _out.print(
+        f"[bold]model[/bold] {escape(done.name)} version {done.version}: {', '.join(done.aliases) or 'no alias'}"
+    )
+    _out.print(f"threshold {done.threshold.value:.2f} ({escape(done.threshold.rule)}): {escape(done.threshold.note)}")
+    show_evaluation(done.evaluation)
+    _out.print(f"report  {escape(str(done.report))}")
+    if done.bundle:
+        _out.print(f"bundle  {escape(str(done.bundle))}")
+    _out.print(f"next    anomaly score LOG --model {escape(str(done.bundle or done.name))} --out scores.parquet")
+
+
+def show_evaluation(evaluation: dict[str, Any]) -> None:
+    """Figures on the judged part, each with its interval and count, beside the baselines."""
+    _out.print(
+        f"judged on the {evaluation['part']} part: {evaluation['rows']} rows, {evaluation['positives']} positive, "
+        f"{evaluation['events']} events"
+    )
+    baselines = evaluation.get("baselines", {})
+    table = _table("figure", "ours", "95 % interval", "counted", *baselines)
+    for name, figure in evaluation["figures"].items():
+        low, high = figure.get("low"), figure.get("high")
+        interval = f"{low:.3g} – {high:.3g}" if low is not None and high is not None else "–"
+        others = [_number((baselines[b].get(name) or {}).get("value")) for b in baselines]
+        table.add_row(escape(name), _number(figure["value"]), interval, str(figure.get("count", "")), *others)
+    _out.print(table)
+    for note in evaluation.get("notes", ()):
+        _out.print(f"[dim]note[/dim] {escape(note)}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def show_evaluated(done: Evaluated) -> None:
+    """An evaluation on a log of its own."""
+    _notices(done.notices)
+    show_evaluation(done.evaluation)
+    _out.print(f"report  {escape(str(done.report))}")
+
+
+def show_scored(done: Scored) -> None:
+    """Rows by outcome, findings of the rules, and where the alerts are."""
+    _notices(done.notices)
+    outcomes = ", ".join(f"{n} {name}" for name, n in sorted(done.outcomes.items()))
+    _out.print(f"{done.rows} rows: {outcomes} → {escape(str(done.out))}")
+    for reason, n in done.reasons.most_common():
+        _out.print(f"  {n} rows {escape(reason)}")
+    for f in done.findings[:20]:
+        _out.print(f"  sensor rule {f.kind}: {escape(f.asset)} {escape(f.tag or '')} {escape(f.detail)}")
+    if len(done.findings) > 20:
+        _out.print(f"  … {len(done.findings) - 20} more findings (--json lists all)")
+    alerts = "recorded" if done.recorded else "nothing new to record"
+    _out.print(f"{len(done.episodes)} episodes, {alerts}; next: anomaly alerts list")
+
+
+def show_demo(done: Demo) -> None:
+    """The demo's end: the alerts, the report, the next command."""
+    show_trained(done.trained)
+    show_scored(done.scored)
+    _out.print()
+    show_alerts(done.alerts[:15])
+    if len(done.alerts) > 15:
+        _out.print(f"… {len(done.alerts) - 15} more alerts: anomaly alerts list")
+    _out.print()
+    _out.print(escape(done.summary))
+    _out.print(f"report      {escape(str(done.trained.report))}")
+    _out.print(f"one alert   anomaly alerts show {done.alerts[0].id if done.alerts else 1}")
+
+
+def show_models(rows: list[ModelRow]) -> None:
+    """Registered models, newest first."""
+    if not rows:
+        _out.print("no model is registered yet: anomaly train LOG")
+        return
+    table = _table("name", "version", "aliases", "created", "digest")
+    for r in rows:
+        table.add_row(escape(r.name), str(r.version), ", ".join(r.aliases), str(r.created), (r.digest or "")[:12])
+    _out.print(table)
+
+
+def show_model(row: ModelRow) -> None:
+    """One registered model."""
+    _out.print(f"[bold]{escape(row.name)}[/bold] version {row.version} {', '.join(row.aliases)}")
+    _out.print(f"created {row.created}, digest {row.digest}")
+    table = _table("figure", "value")
+    for name, value in sorted(row.metrics.items()):
+        table.add_row(escape(name), _number(value))
+    _out.print(table)
+
+
+def _tags(alert: Alert, most: int = 3) -> str:
+    return ", ".join(f"{tag} {share:.0%}" for tag, share in alert.top_tags[:most])
+
+
+def show_alerts(rows: list[Alert]) -> None:
+    """The alert list, newest first."""
+    if not rows:
+        _out.print("no alerts")
+        return
+    table = _table("id", "asset", "start (UTC)", "lasted", "peak", "lead", "top tags", "state")
+    for a in rows:
+        lead = span(a.lead_us) if a.lead_us else "–"
+        lasted = span(a.end_us - a.start_us)
+        cells = (str(a.id), a.asset, moment(a.start_us), lasted, f"{a.peak_score:.1f}", lead, _tags(a), a.state)
+        table.add_row(*(escape(c) for c in cells))
+    _out.print(table)
+
+
+def show_alert(a: Alert) -> None:
+    """One alert in words."""
+    lead = f"about {span(a.lead_us)} before an event of the kind it was trained on" if a.lead_us else "not known"
+    lines = [
+        ("asset", a.asset),
+        ("from", f"{moment(a.start_us)} UTC"),
+        (
+            "peak",
+            f"{moment(a.peak_us)} UTC, score {a.peak_score:.2f} (1 normal window in {10 ** min(a.peak_score, 30):.3g})",
+        ),
+        ("to", f"{moment(a.end_us)} UTC, {span(a.end_us - a.start_us)}, {a.rows} rows"),
+        ("threshold", f"{a.threshold:.2f}"),
+        ("lead", lead),
+        ("top tags", _tags(a, most=10)),
+        ("model", f"{a.model_name} {a.model[:12]}"),
+        ("state", a.state),
+    ]
+    _out.print(f"[bold]alert {a.id}[/bold]")
+    for name, text in lines:
+        _out.print(f"  {name:<10} {escape(text)}")

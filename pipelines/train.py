@@ -1,0 +1,151 @@
+"""Train: log → window store → fitted model → honest evaluation → report → bundle → registry, top to bottom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anomaly.config import Settings
+from anomaly.data.contract import NORMAL
+from anomaly.data.quality import Finding, QualityProfile, QualityWatch
+from anomaly.data.store import WindowStore
+from anomaly.errors import Fault, UsageError
+from anomaly.faults import killpoint
+from anomaly.files import sha256
+from anomaly.fitting import Fitted, Progress, fit_model, silent
+from anomaly.scores.thresholds import Threshold
+from pipelines.evaluate import evaluate_store
+from pipelines.home import home, reports
+from pipelines.ingest import Ingested, ingest, is_store
+from pipelines.report import write_report
+from registry.bundle import save_bundle
+from registry.tracking import record_run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A registered model, how good it is on the test part, and where its report and bundle are."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    digest: str
+    threshold: Threshold
+    evaluation: dict[str, Any]
+    report: Path
+    bundle: Path | None
+    notices: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values."""
+        paths = {"report": str(self.report), "bundle": str(self.bundle) if self.bundle else None}
+        return {**self.__dict__, **paths, "threshold": self.threshold.to_dict(), "notices": list(self.notices)}
+
+
+def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress: Progress = silent) -> Trained:
+    """Train on the logs (or the one window store) at ``paths``, evaluate, register; with ``out`` keep the bundle too.
+
+    Raises UsageError, InputRefused or Unavailable; then no model is registered and ``out`` is as it was. A run that
+    was killed is finished by running it again: its half-done work is swept first.
+    """
+    if not paths:
+        raise UsageError(Fault("E2001", "a log, a window store, or log.paths in the settings file", "none"))
+    if out is not None:
+        check_bundle_target(out)
+    with _workdir(paths, settings) as workdir:
+        prepared = _prepare(paths, settings, workdir, progress)
+        killpoint("train.after_ingest")
+        with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
+            settings = _as_stored(settings, store)
+            fitted = fit_model(store, settings, workdir / "training", progress)
+            findings = _watch_quality(store, fitted)
+            killpoint("train.after_fit")
+            judged = evaluate_store(store, fitted, prepared, findings, progress)
+            split, audits = store.split.to_dict(), {k: a.to_dict() for k, a in fitted.model.audits.items()}
+        report = reports() / f"{settings.name}-{prepared.fingerprint[:12]}.html"
+        progress("report", 0, 1)
+        write_report(report, judged.report)
+        progress("report", 1, 1)
+        bundle = out or workdir / "bundle"
+        digest = save_bundle(fitted.model, bundle)
+        killpoint("train.after_bundle")
+        progress("register", 0, 1)
+        registered = record_run(
+            fitted.model,
+            bundle,
+            name=settings.name,
+            settings=settings.to_dict(),
+            fingerprint=prepared.fingerprint,
+            split={"parts": split, "audits": audits},
+            metrics=judged.metrics(),
+            history={"loss": fitted.history.loss, "val_loss": fitted.history.val_loss},
+            report=report,
+            tags={"bundle_digest": digest, "rows": str(prepared.rows)},
+        )
+        progress("register", 1, 1)
+    return Trained(
+        registered.name,
+        registered.version,
+        tuple(registered.aliases),
+        registered.run_id,
+        digest,
+        fitted.model.threshold,
+        judged.evaluation.to_dict(),
+        report,
+        out,
+        prepared.notices,
+    )
+
+
+def check_bundle_target(out: Path) -> None:
+    """Refuse (E2003) an output that is neither new, nor an empty folder, nor a bundle of ours."""
+    ours = out.is_dir() and ((out / "manifest.json").is_file() or not any(out.iterdir()))
+    if out.exists() and not ours:
+        raise UsageError(Fault("E2003", "a new folder, or a model bundle to replace", "something else", file=str(out)))
+
+
+@contextmanager
+def _workdir(paths: Sequence[Path], settings: Settings) -> Iterator[Path]:
+    """A folder of this job's own; what a killed run of the same job left there is removed first."""
+    job = json.dumps([sorted(str(p.resolve()) for p in paths), settings.to_dict()], sort_keys=True)
+    folder = home() / "work" / hashlib.sha256(job.encode()).hexdigest()[:16]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _prepare(paths: Sequence[Path], settings: Settings, workdir: Path, progress: Progress) -> Ingested:
+    """The window store to train from: the one given, or one made from the logs."""
+    if not (len(paths) == 1 and paths[0].is_file() and is_store(paths[0])):
+        return ingest(paths, settings, workdir / "store.h5", progress)
+    with WindowStore.open(paths[0]) as store:
+        counts, notice = store.label_counts(), f"window store {paths[0].name} used as it is"
+        rows = sum(store.n_rows(a) for a in store.assets)
+        return Ingested(paths[0], store.contract, sha256(paths[0]), rows, counts, (notice,), ())
+
+
+def _as_stored(settings: Settings, store: WindowStore) -> Settings:
+    """The settings with the window of the store, which decides when a store was given."""
+    return replace(settings, window=store.window)
+
+
+def _watch_quality(store: WindowStore, fitted: Fitted) -> list[Finding]:
+    """Learn each sensor's usual behaviour from the normal training rows, then watch the whole log by rule."""
+    profile = QualityProfile.fit(
+        (block.as_chunk() for block in store.row_blocks("train")), store.contract, keep=lambda c: c.label == NORMAL
+    )
+    fitted.model.quality = profile.to_dict()
+    watch = QualityWatch(profile, store.contract)
+    for block in store.row_blocks():
+        watch.update(block.as_chunk())
+    return watch.finish()
