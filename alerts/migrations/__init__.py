@@ -1,0 +1,1 @@
+"""Alembic's history of the alert database; ``alerts.database`` runs it inside its own transaction."""

@@ -1,0 +1,307 @@
+"""``AlertStore``: the ledger of scored logs and the alerts they gave, written together or not at all.
+
+The same log with the same model is recorded once. Logs that overlap are answered once per asset and model: an episode
+that lies wholly in time answered before is dropped; one that overlaps or touches an alert extends it; any other is new.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from alerts import tables
+from alerts.database import Database
+from alerts.episodes import Episode, TopTags, join
+from anomaly.errors import Fault, UsageError
+from anomaly.faults import killpoint
+from anomaly.intervals import Intervals, as_intervals, merge
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NEW = "new"
+
+
+def iso_time(us: int) -> str:
+    """UTC microseconds as ISO 8601.
+
+    >>> iso_time(1_000_001)
+    '1970-01-01T00:00:01.000001Z'
+    """
+    return (_EPOCH + timedelta(microseconds=us)).isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """One scored log, as the ledger keeps it.
+
+    ``covered``: per asset the answered time ``[start, end)`` in UTC microseconds, one pair or several; rows that
+    deserve a better answer from a later log (warm-up) may be left out. ``lead_us``: the lead that the model's threshold
+    was chosen for. ``merge_gap_us``: as in the rules that made the episodes.
+    """
+
+    sha256: str
+    model: str
+    model_name: str
+    file_name: str
+    rows: int
+    outcomes: Mapping[str, int]
+    covered: Mapping[str, tuple[int, int] | Sequence[tuple[int, int]]]
+    score_path: str = ""
+    lead_us: int | None = None
+    merge_gap_us: int = 0
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An episode as people see it; times in UTC microseconds."""
+
+    id: int
+    asset: str
+    model: str
+    model_name: str
+    start_us: int
+    peak_us: int
+    end_us: int
+    peak_score: float
+    threshold: float
+    rows: int
+    lead_us: int | None
+    top_tags: TopTags
+    state: str
+    first_batch: int
+    created_at: int
+
+    def episode(self) -> Episode:
+        """The episode that the alert shows."""
+        return Episode(
+            self.asset,
+            self.start_us,
+            self.peak_us,
+            self.end_us,
+            self.peak_score,
+            self.threshold,
+            self.rows,
+            self.top_tags,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values, with ``start``, ``peak``, ``end`` in ISO 8601; an infinite score is None."""
+        own = asdict(self) | {name: iso_time(getattr(self, f"{name}_us")) for name in ("start", "peak", "end")}
+        own["top_tags"] = [{"tag": tag, "share": share} for tag, share in self.top_tags]
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in own.items()}
+
+
+class AlertStore:
+    """Alerts and the ledger in SQLite (a path, or ``sqlite:///PATH``) or PostgreSQL (``postgresql://…``).
+
+    Opening does nothing; reading a database that does not exist gives no alerts and makes no file. Every method may raise
+    Unavailable: E5001 locked for ``wait_s`` or unreachable, E5002 disk full, E5004 another schema.
+    """
+
+    def __init__(self, url_or_path: str | Path, *, wait_s: float = 30.0) -> None:
+        self.database = Database(url_or_path, wait_s=wait_s)
+
+    def record_batch(self, batch: BatchRecord, episodes: Iterable[Episode]) -> bool:
+        """Write the ledger entry, the covered time and the alerts of a scored log in one transaction.
+
+        False, and nothing changes, if the same log was recorded with the same model before.
+        """
+        with self.database.writing() as connection:
+            if _is_recorded(connection, batch):
+                return False
+            recorder = _Recorder(connection, batch)
+            by_asset: defaultdict[str, list[Episode]] = defaultdict(list)
+            for episode in episodes:
+                by_asset[episode.asset].append(episode)
+            for asset, own in by_asset.items():
+                recorder.add_episodes(asset, own)
+            for asset, intervals in batch.covered.items():
+                recorder.cover(asset, as_intervals(np.array(intervals, dtype=np.int64)))
+            killpoint("alerts.before_commit")
+        killpoint("alerts.after_commit")
+        return True
+
+    def alerts(
+        self,
+        asset: str | None = None,
+        since_us: int | None = None,
+        model: str | None = None,
+        state: str | None = None,
+        limit: int | None = 50,
+    ) -> list[Alert]:
+        """Alerts, newest first by start; ``since_us`` keeps those that had not ended before it; ``limit=None`` gives all."""
+        if limit is not None and limit < 1:
+            raise UsageError(Fault("E2001", "a limit of at least 1", limit))
+        table = tables.alerts.c
+        query = sa.select(tables.alerts).order_by(table.start_us.desc(), table.id.desc()).limit(limit)
+        for column, wanted in ((table.asset, asset), (table.model, model), (table.state, state)):
+            query = query if wanted is None else query.where(column == wanted)
+        if since_us is not None:
+            query = query.where(table.end_us >= since_us)
+        with self.database.reading() as connection:
+            return [] if connection is None else [_alert(row) for row in connection.execute(query)]
+
+    def alert(self, id: int) -> Alert:
+        """One alert; raises UsageError E2001, with the numbers there are, where it is not."""
+        ids = tables.alerts.c.id
+        with self.database.reading() as connection:
+            row = first = last = None
+            if connection is not None:
+                row = connection.execute(sa.select(tables.alerts).where(ids == id)).first()
+                first, last = connection.execute(sa.select(sa.func.min(ids), sa.func.max(ids))).one()
+        if row is None:
+            expected = (
+                "an alert number, but there are no alerts" if first is None else f"an alert number, {first} to {last}"
+            )
+            hint = "anomaly alerts list shows them"
+            raise UsageError(Fault("E2001", expected, id, hint, self.database.name))
+        return _alert(row)
+
+    def dump(self) -> dict[str, list[dict[str, Any]]]:
+        """Every row of every table, in key order: to compare two databases."""
+        with self.database.reading() as connection:
+            if connection is None:
+                return {}
+            return {
+                table.name: [
+                    dict(row._mapping) for row in connection.execute(sa.select(table).order_by(*table.primary_key))
+                ]
+                for table in tables.metadata.sorted_tables
+            }
+
+
+def _is_recorded(connection: sa.Connection, batch: BatchRecord) -> bool:
+    own = tables.batches.c
+    query = sa.select(own.id).where(own.sha256 == batch.sha256, own.model == batch.model)
+    return connection.execute(query).first() is not None
+
+
+@dataclass
+class _Recorder:
+    """Writes one batch inside the caller's transaction."""
+
+    connection: sa.Connection
+    batch: BatchRecord
+    now_us: int = field(default_factory=lambda: time.time_ns() // 1000)
+    batch_id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        batch = self.batch
+        times = np.concatenate([np.empty(0, np.int64), *(np.ravel(pairs) for pairs in batch.covered.values())])
+        entry = {
+            "sha256": batch.sha256,
+            "model": batch.model,
+            "model_name": batch.model_name,
+            "file_name": batch.file_name,
+            "rows": batch.rows,
+            "start_us": int(times.min()) if len(times) else None,
+            "end_us": int(times.max()) if len(times) else None,
+            "score_path": batch.score_path,
+            "recorded_at": self.now_us,
+        } | {name: int(batch.outcomes.get(name, 0)) for name in ("normal", "anomalous", "unscorable")}
+        (self.batch_id,) = self._insert(tables.batches, entry)
+
+    def add_episodes(self, asset: str, episodes: list[Episode]) -> None:
+        """Drop what was answered, extend what is there, insert the rest."""
+        answered = self._coverage(asset)
+        fresh = sorted((e for e in episodes if not _inside(answered, e)), key=lambda e: e.start_us)
+        if not fresh:
+            return
+        gap = self.batch.merge_gap_us
+        known = deque(self._alerts(asset, fresh[0].start_us - gap, max(e.end_us for e in fresh) + gap))
+        for episode in fresh:
+            while known and known[0].end_us < episode.start_us - gap:
+                known.popleft()
+            touching = []
+            while known and known[0].start_us <= episode.end_us + gap:
+                touching.append(known.popleft())
+            known.appendleft(self._extend(touching, episode) if touching else self._new(episode))
+
+    def cover(self, asset: str, intervals: Intervals) -> None:
+        """Add answered time; only rows that change are written."""
+        held = self._coverage(asset)
+        joined = merge(np.concatenate((held, intervals)))
+        before, after = {tuple(p) for p in held.tolist()}, {tuple(p) for p in joined.tolist() if p[0] < p[1]}
+        own, key = tables.coverage.c, {"asset": asset, "model": self.batch.model}
+        for start, _ in before - after:
+            chosen = (own.asset == asset, own.model == self.batch.model, own.start_us == start)
+            self.connection.execute(sa.delete(tables.coverage).where(*chosen))
+        rows = [key | {"start_us": start, "end_us": end} for start, end in sorted(after - before)]
+        if rows:
+            self.connection.execute(sa.insert(tables.coverage), rows)
+
+    def _coverage(self, asset: str) -> Intervals:
+        own = tables.coverage.c
+        query = sa.select(own.start_us, own.end_us).where(own.asset == asset, own.model == self.batch.model)
+        return as_intervals([tuple(row) for row in self.connection.execute(query.order_by(own.start_us))])
+
+    def _alerts(self, asset: str, start_us: int, end_us: int) -> list[Alert]:
+        own = tables.alerts.c
+        query = sa.select(tables.alerts).where(
+            own.asset == asset, own.model == self.batch.model, own.start_us <= end_us, own.end_us >= start_us
+        )
+        return [_alert(row) for row in self.connection.execute(query.order_by(own.start_us))]
+
+    def _new(self, episode: Episode) -> Alert:
+        entry = _columns(episode) | {
+            "asset": episode.asset,
+            "model": self.batch.model,
+            "model_name": self.batch.model_name,
+            "lead_us": self.batch.lead_us,
+            "state": NEW,
+            "first_batch": self.batch_id,
+            "created_at": self.now_us,
+        }
+        (id,) = self._insert(tables.alerts, entry)
+        return Alert(id=id, **entry | {"top_tags": episode.top_tags})
+
+    def _extend(self, touching: list[Alert], episode: Episode) -> Alert:
+        """The oldest of the alerts takes in the others and the episode; its number stays."""
+        views = sorted([episode, *(a.episode() for a in touching)], key=lambda e: (e.start_us, e.end_us))
+        joined = functools.reduce(join, views)
+        oldest, *others = sorted(touching, key=lambda a: a.id)
+        own = tables.alerts.c.id
+        for other in others:
+            self.connection.execute(sa.delete(tables.alerts).where(own == other.id))
+        changed = _columns(joined)
+        self.connection.execute(sa.update(tables.alerts).where(own == oldest.id).values(**changed))
+        return Alert(**vars(oldest) | changed | {"top_tags": joined.top_tags})
+
+    def _insert(self, table: sa.Table, entry: dict[str, Any]) -> tuple[Any, ...]:
+        key = self.connection.execute(sa.insert(table).values(**entry)).inserted_primary_key
+        return tuple(key or ())
+
+
+def _inside(answered: Intervals, episode: Episode) -> bool:
+    """Whether one answered interval holds the whole episode, its last row included."""
+    at = int(np.searchsorted(answered[:, 0], episode.start_us, side="right")) - 1
+    return at >= 0 and episode.end_us < answered[at, 1]
+
+
+def _columns(episode: Episode) -> dict[str, Any]:
+    """The columns of an alert that its episode decides."""
+    return {
+        "start_us": episode.start_us,
+        "peak_us": episode.peak_us,
+        "end_us": episode.end_us,
+        "peak_score": episode.peak_score,
+        "threshold": episode.threshold,
+        "rows": episode.rows,
+        "top_tags": json.dumps(episode.top_tags),
+    }
+
+
+def _alert(row: sa.Row[Any]) -> Alert:
+    values = dict(row._mapping)
+    values["top_tags"] = tuple((str(tag), float(share)) for tag, share in json.loads(values["top_tags"]))
+    return Alert(**values)

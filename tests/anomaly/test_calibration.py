@@ -1,0 +1,67 @@
+"""A calibrated score means the same for every model: -log10 of the tail probability under normal operation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import genpareto
+
+from anomaly.scores.calibration import CAP, TailCalibrator, pareto_tail
+
+DRAWS = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "exponential": lambda rng, n: rng.exponential(size=n),
+    "lognormal": lambda rng, n: rng.lognormal(size=n),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("nominal", [2.0, 3.0])
+def test_the_nominal_rate_is_seen_on_fresh_normal_rows(name, nominal):
+    rng = np.random.default_rng(3)
+    calibrator = TailCalibrator().fit(DRAWS[name](rng, 5000))
+    observed = (calibrator.transform(DRAWS[name](rng, 400_000)) >= nominal).mean()
+    assert 10**-nominal / 2 < observed < 10**-nominal * 2
+
+
+def test_inside_the_data_it_is_the_empirical_tail():
+    scores = np.arange(1, 1001.0)
+    got = TailCalibrator().fit(scores).transform(np.array([500.0]))[0]
+    assert got == pytest.approx(-np.log10(502 / 1001), abs=1e-9)
+
+
+def test_beyond_the_data_it_follows_the_generalised_pareto_tail():
+    rng = np.random.default_rng(0)
+    excess = genpareto.rvs(0.2, scale=2.0, size=200_000, random_state=rng)
+    shape, scale = pareto_tail(excess)
+    assert shape == pytest.approx(0.2, abs=0.02) and scale == pytest.approx(2.0, rel=0.03)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
+def test_it_never_falls_and_stays_finite(scores, asked):
+    calibrated = TailCalibrator().fit(np.array(scores)).transform(np.sort(asked))
+    assert np.isfinite(calibrated).all() and (np.diff(calibrated) >= -1e-12).all()
+    assert calibrated.min() >= 0 and calibrated.max() <= CAP
+
+
+def test_nan_stays_nan_and_a_state_round_trips():
+    calibrator = TailCalibrator().fit(np.random.default_rng(0).normal(size=5000))
+    settings, arrays = calibrator.to_state()
+    again = TailCalibrator.from_state(json.loads(json.dumps(settings)), arrays)
+    asked = np.array([np.nan, -5, 0, 3, 50, np.inf])
+    np.testing.assert_array_equal(again.transform(asked), calibrator.transform(asked))
+    assert np.isnan(calibrator.transform(asked)[0]) and len(arrays["scores"]) <= 2000
+
+
+def test_constant_scores_and_no_scores():
+    constant = TailCalibrator().fit(np.full(50, 2.0))
+    low, high = constant.transform(np.array([2.0, 4.0]))
+    assert low < 0.1 < 3 < high
+    with pytest.raises(ValueError, match="at least one finite score"):
+        TailCalibrator().fit(np.array([np.nan]))
+    with pytest.raises(ValueError, match="call fit first"):
+        TailCalibrator().transform(np.zeros(1))

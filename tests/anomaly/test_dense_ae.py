@@ -1,0 +1,61 @@
+"""The dense autoencoder of the source, with its faults mended (METHODS S55, S60)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from anomaly.config import TrainingSettings
+from anomaly.detectors.reconstruction import reconstruction_error, sensor_shares
+from anomaly.encoders.dense_ae import DenseAutoencoder, build
+from anomaly.encoders.training import load_weights, reconstruct
+
+
+def test_s55_layers_are_those_of_the_source_with_a_linear_output():
+    model = build((1, 61), 32, 16, 1e-3)
+    dense = [layer for layer in model.layers if hasattr(layer, "units")]
+    assert [(layer.units, layer.activation.__name__) for layer in dense] == [
+        (32, "tanh"), (16, "relu"), (16, "tanh"), (61, "linear"),
+    ]  # fmt: skip
+    assert float(dense[0].activity_regularizer.l1) == pytest.approx(1e-3)
+
+
+def test_s55_negative_values_can_be_drawn_again(tmp_path):
+    windows = np.full((256, 1, 3), -2.0, np.float32) + np.random.default_rng(0).normal(0, 0.05, (256, 1, 3)).astype("f4")
+    encoder = DenseAutoencoder(activity_l1=0.0)
+    training = TrainingSettings(epochs=60, batch_size=32, learning_rate=1e-2, patience=60)
+    encoder.fit(lambda e: iter([windows]), lambda e: iter([windows]), window_shape=(1, 3), training=training, workdir=tmp_path)
+    assert encoder.reconstruct(windows).mean() == pytest.approx(-2, abs=0.3)
+
+
+def test_s55_per_sensor_error_is_the_mean_square_and_sums_to_the_score():
+    residual = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    by_loop = [[np.mean([residual[b, t, c] ** 2 for t in range(4)]) / 3 for c in range(3)] for b in range(5)]
+    np.testing.assert_allclose(sensor_shares(residual), by_loop, rtol=1e-6)
+    np.testing.assert_allclose(reconstruction_error(residual), (residual**2).mean(axis=(1, 2)), rtol=1e-6)
+
+
+def test_s60_the_best_epoch_stays_and_tensorboard_has_the_curves(tmp_path):
+    windows = np.random.default_rng(0).normal(size=(128, 2, 3)).astype(np.float32)
+    encoder = DenseAutoencoder()
+    validation = [windows, windows, windows * 5, windows * 50]  # each epoch looks worse than the last
+    training = TrainingSettings(epochs=4, batch_size=32, patience=4)
+    history = encoder.fit(
+        lambda e: iter(np.array_split(windows, 4)), lambda e: iter([validation[e]]),
+        window_shape=(2, 3), training=training, workdir=tmp_path,
+    )  # fmt: skip
+    assert history.best_epoch == int(np.argmin(history.val_loss)) < 3
+    before = encoder.reconstruct(windows)
+    load_weights(encoder._model, tmp_path / "best.npz")
+    np.testing.assert_array_equal(reconstruct(encoder._model, windows), before)
+    assert any((tmp_path / "logs").iterdir())
+
+
+def test_training_stops_early_when_nothing_gets_better(tmp_path):
+    windows = np.random.default_rng(0).normal(size=(64, 2, 3)).astype(np.float32)
+    training = TrainingSettings(epochs=50, batch_size=64, patience=2)
+    history = DenseAutoencoder().fit(
+        lambda e: iter([windows]), lambda e: iter([windows * (e + 1)]),
+        window_shape=(2, 3), training=training, workdir=tmp_path,
+    )  # fmt: skip
+    assert len(history.val_loss) < 10

@@ -1,0 +1,54 @@
+"""Promises that every detector keeps (METHODS S51, S55)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from instances import DETECTORS
+
+from anomaly.detectors import DETECTORS as NAMED
+from anomaly.detectors import detector_class
+from anomaly.errors import UsageError
+
+BLOCK = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
+
+
+@pytest.fixture(params=DETECTORS, ids=lambda d: d.name)
+def detector(request):
+    return request.param.fit([BLOCK])
+
+
+def test_fit_returns_the_detector_and_scores_have_one_value_per_row(detector):
+    before = BLOCK.copy()
+    assert detector.fit([BLOCK]) is detector
+    assert detector.anomaly_score(BLOCK).shape == (len(BLOCK),)
+    np.testing.assert_array_equal(BLOCK, before)
+
+
+def test_a_planted_outlier_scores_above_every_normal_row_and_is_its_sensors_doing(detector):
+    outlier = BLOCK[:1].copy()
+    outlier[:, :, 1] += 30
+    assert detector.anomaly_score(outlier)[0] > detector.anomaly_score(BLOCK).max()
+    assert detector.shares(outlier)[0].argmax() == 1
+
+
+def test_shares_add_up_to_the_score(detector):
+    np.testing.assert_allclose(detector.shares(BLOCK).sum(axis=1), detector.anomaly_score(BLOCK), rtol=1e-9)
+
+
+def test_a_state_gives_the_same_scores(detector):
+    again = type(detector).from_state(*detector.to_state())
+    np.testing.assert_array_equal(again.anomaly_score(BLOCK), detector.anomaly_score(BLOCK))
+
+
+def test_a_non_finite_block_is_refused_by_window(detector):
+    bad = BLOCK.copy()
+    bad[7, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="window 7"):
+        detector.anomaly_score(bad)
+
+
+def test_names():
+    assert {detector_class(n).name for n in NAMED} == {d.name for d in DETECTORS}
+    with pytest.raises(UsageError, match="reconstruction"):
+        detector_class("reconstruct")
