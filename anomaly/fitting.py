@@ -148,8 +148,8 @@ class _PreparedWindows:
     def training(self, epoch: int) -> Iterator[NDArray[np.float32]]:
         """One epoch of mixed batches; the order depends on the seed and on ``epoch``."""
         size, seed = self._training.batch_size, self._training.seed
-        for values in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, keep=self.usable):
-            yield self.prepared(values)
+        for batch in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, keep=self.usable):
+            yield self.prepared(batch.values)
 
     def validation(self, epoch: int) -> Iterator[NDArray[np.float32]]:
         """The normal windows of the validation part, in order."""

@@ -26,7 +26,7 @@ from anomaly.errors import Fault, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
-from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows, named_shares
+from anomaly.model import GAP, OUTCOMES, WARM_UP, AnomalyModel, ScoredRows, named_shares
 from pipelines.ingest import log_files
 
 SCORES_SCHEMA = pa.schema(
@@ -72,7 +72,7 @@ class Scored:
 def episode_rules(model: AnomalyModel) -> EpisodeRules:
     """The model's episode settings with the merge gap in microseconds."""
     own = model.settings.episodes
-    return EpisodeRules(own.off, own.min_rows, round(own.merge_gap * model.contract.period_us))
+    return EpisodeRules(own.off, own.min_rows, round(own.merge_gap * model.contract.period_us), model.max_gap_us)
 
 
 def score(
@@ -93,7 +93,7 @@ def score(
     progress("check", 0, 1)
     log = open_log(files, model.settings.log, contract=model.contract)
     progress("check", 1, 1)
-    run, covered = Scored(out, notices=log.notices), {}
+    run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
     trackers = Trackers(model)
     watch = QualityWatch(QualityProfile.from_dict(model.quality), model.contract)
     with atomic_path(out) as temporary, _score_file(temporary) as writer:
@@ -101,7 +101,8 @@ def score(
             writer.write_table(score_table(rows, model))
             trackers.update(rows)
             watch.update(chunk)
-            _count(run, rows, covered)
+            covered.add(rows)
+            _count(run, rows)
             progress("score", run.rows, log.rows)
     killpoint("score.after_parquet")
     run.episodes, run.findings = trackers.finish(), watch.finish()
@@ -161,18 +162,39 @@ def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=SCORES_SCHEMA)
 
 
-def _count(run: Scored, rows: ScoredRows, covered: dict[str, list[int]]) -> None:
+class Coverage:
+    """Time that was fully answered, per asset: stretches without a gap, without their warm-up rows.
+
+    A warm-up row is scored on a padded window, so a later, fuller log may still have something to say about it.
+    """
+
+    def __init__(self, max_gap_us: int) -> None:
+        self._max_gap_us = max_gap_us
+        self.spans: dict[str, list[tuple[int, int]]] = {}
+
+    def add(self, rows: ScoredRows) -> None:
+        """Follow the next scored rows."""
+        answered = rows.take((rows.reason != WARM_UP) & (rows.reason != GAP))
+        for asset in dict.fromkeys(answered.asset):
+            time = answered.time[answered.asset == asset]
+            edges = np.flatnonzero(np.diff(time) > self._max_gap_us) + 1
+            spans = self.spans.setdefault(asset, [])
+            for piece in np.split(time, edges):
+                first, end = int(piece[0]), int(piece[-1]) + 1
+                if spans and first - spans[-1][1] < self._max_gap_us:
+                    spans[-1] = (spans[-1][0], max(spans[-1][1], end))
+                else:
+                    spans.append((first, end))
+
+
+def _count(run: Scored, rows: ScoredRows) -> None:
     run.rows += len(rows.time)
     run.outcomes.update(OUTCOMES[rows.outcome].tolist())
     run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
-    for asset in dict.fromkeys(rows.asset):
-        time = rows.time[rows.asset == asset]
-        span = covered.setdefault(asset, [int(time[0]), int(time[-1]) + 1])
-        span[0], span[1] = min(span[0], int(time[0])), max(span[1], int(time[-1]) + 1)
 
 
 def _batch(
-    log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: dict[str, list[int]]
+    log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: Coverage
 ) -> BatchRecord:
     return BatchRecord(
         sha256=log.files[0].sha256 if len(log.files) == 1 else log.fingerprint,
@@ -181,7 +203,7 @@ def _batch(
         file_name=", ".join(f.path.name for f in log.files),
         rows=run.rows,
         outcomes=dict(run.outcomes),
-        covered={asset: (start, end) for asset, (start, end) in covered.items()},
+        covered=covered.spans,
         score_path=str(run.out),
         lead_us=parse_duration(model.settings.window.lead) or None,
         merge_gap_us=episode_rules(model).merge_gap_us,

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
+from small_plant import SMALL, chunk_of, contract_of, small_frame
+
+if TYPE_CHECKING:
+    from anomaly.fitting import Fitted
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -29,3 +35,30 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("ANOMALY_DB_URL", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def frame() -> pd.DataFrame:
+    """A small labelled log."""
+    return small_frame()
+
+
+@pytest.fixture(scope="session")
+def store_path(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The window store of the small log."""
+    from anomaly.data.store import create_store
+
+    path = tmp_path_factory.mktemp("store") / "store.h5"
+    with create_store(path, contract_of(frame), SMALL.window, SMALL.split) as writer:
+        writer.append(chunk_of(frame))
+    return path
+
+
+@pytest.fixture(scope="session")
+def fitted(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
+    """A model fitted on the small log; tests must not change it."""
+    from anomaly.data.store import WindowStore
+    from anomaly.fitting import fit_model
+
+    with WindowStore.open(store_path) as store:
+        return fit_model(store, SMALL, tmp_path_factory.mktemp("work"))

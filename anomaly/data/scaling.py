@@ -1,4 +1,4 @@
-"""Rows made ready for an encoder: last values held, then scaled by what normal training rows looked like (METHODS S57)."""
+"""Missing values carried forward, and rows scaled by what normal training rows looked like (METHODS S57)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.audit import RowAudit
+from anomaly.errors import Fault, InputRefused
 
-#: Age of a value that was never measured in its segment; ages stop here.
-NEVER = 255
+#: Age of a value that was never measured in its segment, or 255 or more rows ago.
+LONG_AGO = 255
+
+#: Share of a tag's silences in training that ``hold`` covers.
+_COVERED = 0.95
 _LINEAR = 4.0
 
 
 @dataclass(frozen=True)
 class HoldState:
-    """The last value and its age per tag, carried from chunk to chunk: both ``(C,)``."""
+    """The last row of a chunk after holding: ``values (C,)`` float32, ``age (C,)`` uint8."""
 
     values: NDArray[np.float32]
     age: NDArray[np.uint8]
@@ -28,47 +32,75 @@ def hold_last(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], HoldState]:
     """Carry each tag's last value forward inside its segment.
 
-    ``values (n, C)`` with NaN where missing, ``starts (n,)`` where a segment begins. Returns held values ``(n, C)``, NaN
-    only where nothing was measured yet in the segment; ages ``(n, C)`` in rows, 0 = measured now, 255 = never or longer
-    ago; and the state for the next chunk.
+    ``values (n, C)`` with NaN where missing, ``starts (n,)`` the first rows of segments, ``state`` from the chunk
+    before. Returns held values ``(n, C)`` (NaN only where the segment has not measured the tag yet), their age in
+    rows ``(n, C)`` uint8 (0 measured now, 255 never or long ago), and the state. Any chunking gives the same.
 
-    >>> held, age, _ = hold_last(np.array([[1.0], [np.nan], [np.nan]], np.float32), np.array([True, False, True]))
+    >>> held, age, _ = hold_last(np.array([[1], [np.nan], [np.nan]], np.float32), np.array([True, False, True]))
     >>> held[:, 0].tolist(), age[:, 0].tolist()
     ([1.0, 1.0, nan], [0, 1, 255])
     """
     n, tags = values.shape
     if state is None:
-        state = HoldState(np.full(tags, np.nan, np.float32), np.full(tags, NEVER, np.uint8))
+        state = HoldState(np.full(tags, np.nan, np.float32), np.full(tags, LONG_AGO, np.uint8))
     if not n:
         return values.copy(), np.empty((0, tags), np.uint8), state
-    rows = np.arange(n)[:, None]
-    measured_at = np.maximum.accumulate(np.where(np.isnan(values), -1, rows), axis=0)
-    segment_at = np.maximum.accumulate(np.where(starts, np.arange(n), -1))[:, None]
-    here = (measured_at >= segment_at) & (measured_at >= 0)
-    carried = (segment_at < 0) & ~here
-    held = np.take_along_axis(values, np.maximum(measured_at, 0), axis=0)
-    held = np.where(here, held, np.where(carried, state.values, np.float32(np.nan)))
-    since = np.where(here, rows - measured_at, np.where(carried, state.age.astype(np.int64) + rows + 1, NEVER))
-    never_carried = carried & (state.age == NEVER) & np.isnan(state.values)
-    age = np.where(never_carried, NEVER, np.minimum(since, NEVER)).astype(np.uint8)
-    return held.astype(np.float32), age, HoldState(held[-1].astype(np.float32), age[-1])
+    row = np.arange(n, dtype=np.int64)
+    last = np.maximum.accumulate(np.where(np.isnan(values), -1, row[:, None]), axis=0)
+    first = np.maximum.accumulate(np.where(starts, row, -1))[:, None]
+    known = last >= np.maximum(first, 0)
+    held = np.where(known, np.take_along_axis(values, np.maximum(last, 0), axis=0), np.float32(np.nan))
+    age = np.where(known, row[:, None] - last, LONG_AGO)
+    carried = (first < 0) & ~known
+    held = np.where(carried, state.values, held)
+    # A tag that was never measured stays at 255, and so does one that was long ago.
+    age = np.where(carried, state.age + row[:, None] + 1, age)
+    age = np.minimum(age, LONG_AGO).astype(np.uint8)
+    return held, age, HoldState(held[-1].copy(), age[-1].copy())
+
+
+def compressed(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Deviations as they are up to 4, logarithmic beyond: a broken sensor stays visible without drowning the rest.
+
+    >>> compressed(np.array([-2.0, 4.0, 5.0])).round(3).tolist()
+    [-2.0, 4.0, 4.693]
+    """
+    size = np.abs(z)
+    return np.where(size <= _LINEAR, z, np.sign(z) * (_LINEAR + np.log1p(np.maximum(size - _LINEAR, 0))))
+
+
+def usual_silence(age_counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The 95 % quantile of the lengths of missing runs, per tag ``(C,)``, from how often each age was seen ``(C, 256)``.
+
+    A missing run of L rows shows each of the ages 1 … L once, so ``age_counts[:, k]`` is the number of runs of at
+    least k rows: the runs need not be followed from chunk to chunk. At most 254; 0 for a tag that was always there.
+    """
+    # Age 255 stands for every later row as well, so its count says nothing about runs.
+    at_least = age_counts[:, 1:LONG_AGO]
+    runs = at_least.max(axis=1, initial=0)
+    longer = at_least > (1 - _COVERED) * runs[:, None]
+    longest = at_least.shape[1] - np.argmax(longer[:, ::-1], axis=1)
+    return np.where(runs > 0, longest, 0).astype(np.uint8)
 
 
 class RowPreparer:
-    """Centres and scales rows by the normal training rows, streamed; knows how long each tag may stay silent.
+    """Scales rows to the mean and deviation of normal training rows, and says which values are too old to use.
 
-    Fitted: ``center_``, ``scale_ (C,)`` mean and standard deviation, 1 for a tag that never moved; ``hold_ (C,)`` rows a
-    value may be old, the 95 % quantile of the tag's silences in the rows seen, 0 if it was never silent; ``audit_`` the
-    rows seen.
+    Fitted block by block; the statistics count measured values only and equal scikit-learn's StandardScaler. A tag
+    that never moved keeps scale 1. ``hold_ (C,)`` is the age in rows up to which a missing value is usual for the
+    tag. ``audit_`` names the rows that were used (METHODS S56). ``compress=False`` leaves large deviations linear.
+
+    After ``finish``: ``center_ (C,)``, ``scale_ (C,)`` float64, ``hold_ (C,)`` uint8, ``n_rows_``, ``audit_``.
     """
 
-    def __init__(self, *, compress: bool = True) -> None:
+    def __init__(self, compress: bool = True) -> None:
         self.compress = compress
         self.audit_ = RowAudit()
-        self.center_ = self.scale_ = np.empty(0)
-        self.hold_ = np.empty(0, np.uint8)
-        self._count = self._mean = self._m2 = self._low = self._high = np.empty(0)
-        self._silences = np.empty((0, NEVER + 1), np.int64)
+        self.n_rows_ = 0
+        self.center_: NDArray[np.float64] | None = None
+        self.scale_: NDArray[np.float64] | None = None
+        self.hold_: NDArray[np.uint8] | None = None
+        self._moments: _Moments | None = None
 
     def partial_fit(
         self,
@@ -76,80 +108,96 @@ class RowPreparer:
         age: NDArray[np.uint8],
         use: NDArray[np.bool_],
         asset: str,
-        start: int,
-    ) -> None:
-        """Learn from rows ``start …`` of ``asset`` where ``use (n,)``: only values measured there, not held ones."""
-        tags = held.shape[1]
-        if not len(self._count):
-            self._count, self._mean, self._m2 = (np.zeros(tags) for _ in range(3))
-            self._low, self._high = np.full(tags, np.inf), np.full(tags, -np.inf)
-            self._silences = np.zeros((tags, NEVER + 1), np.int64)
-        self.audit_.add(asset, start, use)
-        measured = (age == 0) & use[:, None] & np.isfinite(held)
-        self._merge(np.where(measured, held, 0).astype(np.float64), measured)
-        self._count_silences(age, use)
+        start_row: int,
+    ) -> RowPreparer:
+        """Learn from the rows ``use (n,)`` of ``held (n, C)`` and ``age (n, C)``, rows of ``asset`` from ``start_row``."""
+        if held.shape != age.shape or len(use) != len(held):
+            raise ValueError(
+                f"held, age, use: expected equal rows and tags, got {held.shape}, {age.shape}, {use.shape}"
+            )
+        if self._moments is None:
+            self._moments = _Moments(held.shape[1])
+        use = np.asarray(use, dtype=bool)
+        self._moments.update(held[use], age[use])
+        self.n_rows_ += int(use.sum())
+        self.audit_.add(asset, start_row, use)
+        return self
 
-    def _merge(self, x: NDArray[np.float64], measured: NDArray[np.bool_]) -> None:
-        """Mean and squared deviations of the block joined with those so far (Chan, Golub & LeVeque 1983)."""
-        n = measured.sum(axis=0).astype(np.float64)
-        some = n > 0
-        mean = np.divide(x.sum(axis=0), n, out=np.zeros_like(n), where=some)
-        m2 = (np.where(measured, x - mean, 0) ** 2).sum(axis=0)
-        total = self._count + n
-        delta = mean - self._mean
-        weight = np.divide(n, total, out=np.zeros_like(n), where=total > 0)
-        self._m2 += np.where(some, m2 + delta**2 * self._count * weight, 0)
-        self._mean += np.where(some, delta * weight, 0)
-        self._count = total
-        self._low = np.minimum(self._low, np.where(measured, x, np.inf).min(axis=0, initial=np.inf))
-        self._high = np.maximum(self._high, np.where(measured, x, -np.inf).max(axis=0, initial=-np.inf))
-
-    def _count_silences(self, age: NDArray[np.uint8], use: NDArray[np.bool_]) -> None:
-        """A silence ends where the age falls or the rows end; its length is the age there. Never-measured does not count."""
-        following = np.vstack((age[1:], np.zeros((1, age.shape[1]), np.uint8)))
-        ends = (age > 0) & (age < NEVER) & (following <= age) & use[:, None]
-        for tag in np.flatnonzero(ends.any(axis=0)):
-            self._silences[tag] += np.bincount(age[ends[:, tag], tag], minlength=NEVER + 1)
-
-    def finish(self) -> None:
-        """Turn what was gathered into ``center_``, ``scale_`` and ``hold_``."""
-        self.center_ = self._mean
-        deviation = np.sqrt(np.divide(self._m2, self._count, out=np.zeros_like(self._m2), where=self._count > 0))
-        self.scale_ = np.where(self._high > self._low, np.where(deviation > 0, deviation, 1.0), 1.0)
-        total = self._silences.cumsum(axis=1)
-        some = total[:, -1] > 0
-        self.hold_ = np.where(some, (total >= 0.95 * total[:, -1:]).argmax(axis=1), 0).astype(np.uint8)
-
-    @property
-    def fitted_tags(self) -> NDArray[np.bool_]:
-        """Which tags had a measured value in the rows seen."""
-        return np.asarray(self._count > 0)
+    def finish(self) -> RowPreparer:
+        """Turn what was gathered into center, scale and hold; raises InputRefused E3302 when no row was used."""
+        if self._moments is None or not self.n_rows_:
+            raise InputRefused(Fault("E3302", "normal rows to scale by", "none", "check the label column"))
+        self.center_, self.scale_ = self._moments.center_and_scale()
+        self.hold_ = usual_silence(self._moments.ages)
+        return self
 
     def transform(self, held: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Held rows ``(n, C)`` scaled, linear to 4 deviations and logarithmic beyond; a missing value becomes the mean.
-
-        Hard clipping would make every large deviation look alike; none at all lets one tag drown the others.
-        """
-        z = (held.astype(np.float64) - self.center_) / self.scale_
-        z = np.where(np.isnan(z), 0.0, z)
-        if self.compress:
-            size = np.abs(z)
-            z = np.where(size > _LINEAR, np.sign(z) * (_LINEAR + np.log1p(np.maximum(size - _LINEAR, 0))), z)
-        return z.astype(np.float32)
+        """Scaled rows ``(n, C)`` float32, always finite: a value that is not there becomes the mean, 0."""
+        center, scale, _ = self._fitted()
+        z = (held.astype(np.float64) - center) / scale
+        z = compressed(z) if self.compress else z
+        limit = float(np.finfo(np.float32).max)
+        return np.nan_to_num(np.clip(z, -limit, limit), nan=0.0).astype(np.float32)
 
     def absent(self, age: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which values are older than their tag's silences ever were in the training rows."""
-        return np.asarray(age > self.hold_)
+        """Which values are older than is usual for their tag; ``age`` has the tags last, any shape before."""
+        return age > self._fitted()[2]
+
+    def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
+        if self.center_ is None or self.scale_ is None or self.hold_ is None:
+            raise RuntimeError("RowPreparer: expected finish() before use, found it still learning")
+        return self.center_, self.scale_, self.hold_
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        """JSON-ready settings and arrays."""
-        arrays = {"center": self.center_, "scale": self.scale_, "hold": self.hold_}
-        return {"compress": self.compress, "audit": self.audit_.to_dict()}, arrays
+        """JSON-ready values and arrays of a finished preparer."""
+        center, scale, hold = self._fitted()
+        plain = {"compress": self.compress, "n_rows": self.n_rows_, "audit": self.audit_.to_dict()}
+        return plain, {"center": center, "scale": scale, "hold": hold}
 
     @classmethod
-    def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> RowPreparer:
-        """The preparer from ``to_state``."""
-        preparer = cls(compress=bool(settings["compress"]))
-        preparer.audit_ = RowAudit.from_dict(settings["audit"])
-        preparer.center_, preparer.scale_, preparer.hold_ = arrays["center"], arrays["scale"], arrays["hold"]
-        return preparer
+    def from_state(cls, values: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> RowPreparer:
+        """The preparer from what ``to_state`` gave."""
+        made = cls(compress=bool(values["compress"]))
+        made.n_rows_, made.audit_ = int(values["n_rows"]), RowAudit.from_dict(values["audit"])
+        made.center_, made.scale_ = arrays["center"].astype(np.float64), arrays["scale"].astype(np.float64)
+        made.hold_ = arrays["hold"].astype(np.uint8)
+        return made
+
+
+class _Moments:
+    """Count, mean, squared deviations, range and ages per tag, merged block by block (Chan, Golub and LeVeque 1979)."""
+
+    def __init__(self, tags: int) -> None:
+        self.count = np.zeros(tags, dtype=np.int64)
+        self.mean, self.squares = np.zeros(tags), np.zeros(tags)
+        self.low, self.high = np.full(tags, np.inf), np.full(tags, -np.inf)
+        self.ages = np.zeros((tags, LONG_AGO + 1), dtype=np.int64)
+
+    def update(self, held: NDArray[np.float32], age: NDArray[np.uint8]) -> None:
+        """Add a block of used rows ``(n, C)``."""
+        measured = (age == 0) & np.isfinite(held)
+        x = held.astype(np.float64)
+        count = measured.sum(axis=0)
+        some = np.maximum(count, 1)
+        # A mean of deviations from a first guess keeps its digits for sensors with a large offset.
+        guess = np.where(measured, x, 0.0).sum(axis=0) / some
+        mean = guess + np.where(measured, x - guess, 0.0).sum(axis=0) / some
+        squares = (np.where(measured, x - mean, 0.0) ** 2).sum(axis=0)
+        total = np.maximum(self.count + count, 1)
+        step = np.where(count > 0, mean - self.mean, 0.0)
+        self.squares += np.where(count > 0, squares + step**2 * self.count * count / total, 0.0)
+        self.mean += step * count / total
+        self.count += count
+        self.low = np.minimum(self.low, np.where(measured, x, np.inf).min(axis=0, initial=np.inf))
+        self.high = np.maximum(self.high, np.where(measured, x, -np.inf).max(axis=0, initial=-np.inf))
+        self._count_ages(held, age)
+
+    def _count_ages(self, held: NDArray[np.float32], age: NDArray[np.uint8]) -> None:
+        # What a segment has not measured yet is no silence of known length: no hold could bridge it.
+        row, tag = np.nonzero((age > 0) & np.isfinite(held))
+        np.add.at(self.ages, (tag, age[row, tag]), 1)
+
+    def center_and_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and population deviation, ``(C,)`` each; 1 for a tag that never moved."""
+        scale = np.sqrt(self.squares / np.maximum(self.count, 1))
+        return self.mean.copy(), np.where((self.high > self.low) & (scale > 0), scale, 1.0)

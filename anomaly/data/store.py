@@ -1,112 +1,105 @@
-"""The HDF5 window store, read: series once, windows as an index, everything in blocks (METHODS S1).
+"""The HDF5 window store: series once, windows as an index, read in blocks (DESIGN §7, METHODS S1).
 
-``/series/<asset>/values (rows, C)`` float32 held values, ``age`` uint8, ``time`` int64 UTC microseconds, ``label``, ``kind``,
-``categories``, ``segments``, ``event_rows``; ``/windows`` asset, start, label, split. Written by ``store_writer``.
+Layout: ``/series/<asset>/`` time (n,), values (n, C) held, age (n, C), kind (n,), categories (n, K), segments (S, 2)
+rows, events (E, 2) times; ``/windows/`` asset, start, kind, split (N,) and bounds; contract, window, split, assets and
+vocabulary as JSON bytes; attributes lookback, stride, lead_us, period_us, max_gap_us, fingerprint, library, complete.
+Every dataset carries checksums and the file a digest. ``SignalsStore`` is the plain ``signals (N, T, C)`` form.
 """
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-from urllib.parse import quote
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.config import WindowSettings
-from anomaly.data.contract import NORMAL, LogChunk, LogContract
+from anomaly.data.contract import LEAD, NORMAL, LogContract
 from anomaly.data.splits import PARTS, SplitPlan
-from anomaly.data.store_integrity import check
-from anomaly.data.store_writer import FORMAT, create_store
+from anomaly.data.store_blocks import RowBlock, WindowBatch, WindowBlock, kind_table, pooled
+from anomaly.data.store_files import damaged, get_json, open_file
+from anomaly.data.store_signals import SignalsStore, SignalsWriter, create_signals, write_signals
+from anomaly.data.store_writer import FORMAT, FORMAT_VERSION, StoreWriter, create_store
 from anomaly.data.windows import cut_windows
 from anomaly.errors import Fault, InputRefused
-from anomaly.intervals import Intervals, contains
+from anomaly.intervals import Intervals
 
-__all__ = ["RowBlock", "WindowBlock", "WindowStore", "create_store"]
+__all__ = [
+    "RowBlock",
+    "SignalsStore",
+    "SignalsWriter",
+    "StoreWriter",
+    "WindowBatch",
+    "WindowBlock",
+    "WindowStore",
+    "create_signals",
+    "create_store",
+    "write_signals",
+]
 
-_RUN = 1024  # windows read in one go when batches are mixed
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows of one asset, from row ``start``: ``time (n,)``, held ``values (n, C)``, ``age (n, C)``,
-    ``kind (n,)``, ``label (n,)``, ``starts (n,)`` where a segment begins, ``categories (n, K)`` words."""
-
-    asset: str
-    start: int
-    time: NDArray[np.int64]
-    values: NDArray[np.float32]
-    age: NDArray[np.uint8]
-    kind: NDArray[np.int8]
-    label: NDArray[np.int8]
-    starts: NDArray[np.bool_]
-    categories: NDArray[np.object_]
-
-    def as_chunk(self) -> LogChunk:
-        """The rows as they were logged: a value that is only held is missing again."""
-        n = len(self.time)
-        values = np.where(self.age == 0, self.values, np.float32(np.nan))
-        asset, rows = np.full(n, self.asset, dtype=object), np.arange(self.start, self.start + n)
-        bad = np.zeros(values.shape, dtype=bool)
-        return LogChunk(rows, self.time, asset, values, self.categories, self.label, bad)
-
-
-@dataclass(frozen=True)
-class WindowBlock:
-    """Windows of one asset: first rows ``starts (B,)``, worst ``kind (B,)``, held ``values`` and ``age (B, T, C)``."""
-
-    asset: str
-    starts: NDArray[np.int64]
-    kind: NDArray[np.int8]
-    values: NDArray[np.float32]
-    age: NDArray[np.uint8]
+#: Neighbouring windows that a shuffled epoch reads in one piece.
+_RUN = 256
 
 
 class WindowStore:
-    """A window store opened for reading; use as a context manager."""
+    """A finished window store, read lazily: opening it reads no series. Use ``WindowStore.open`` in a ``with``.
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path, self._file = path, file
-        attributes = file.attrs
-        self.contract = LogContract.from_dict(json.loads(attributes["contract"]))
-        self.window = WindowSettings(**json.loads(attributes["window"]))
-        self.split = SplitPlan.from_dict(json.loads(attributes["split"]))
-        self.assets: list[str] = json.loads(attributes["assets"])
-        self.lead_us = int(attributes["lead_us"])
-        self.max_gap_us = round(self.window.max_gap * self.contract.period_us)
-        self._words = [np.array(w, dtype=object) for w in json.loads(attributes["words"])]
+    ``path``; ``contract``; ``window``, the settings it was cut with; ``split``, which rows are in which part; ``assets``,
+    sorted names; ``lead_us``, ``period_us``, ``max_gap_us`` in microseconds.
+    """
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self.path = path
+        self._file = file
+        self.contract = LogContract.from_dict(get_json(file, "contract"))
+        self.window = WindowSettings(**get_json(file, "window"))
+        self.split = SplitPlan.from_dict(get_json(file, "split"))
+        self._groups: dict[str, str] = get_json(file, "assets")
+        self.assets = tuple(sorted(self._groups))
+        self._vocabulary = tuple(tuple(words) for words in get_json(file, "vocabulary"))
+        self._bounds = [int(b) for b in file["windows/bounds"][:]]
+        self.lead_us, self.period_us, self.max_gap_us = (
+            int(file.attrs[name]) for name in ("lead_us", "period_us", "max_gap_us")
+        )
+        self._segments: dict[str, Intervals] = {}
 
     @classmethod
-    def open(cls, path: Path, expect: LogContract | None = None, *, verify: bool = True) -> WindowStore:
-        """Open a store; ``expect`` is the contract it must have, ``verify=False`` trusts bytes this process just wrote.
+    def open(cls, path: Path, expect: LogContract | None = None, verify: bool = True) -> WindowStore:
+        """Open a store for reading; ``verify=False`` skips its digest, for a file this process has just written.
 
-        Raises InputRefused: E3006 damaged, E3401 incomplete, E3402 another contract (the difference is shown), E3403
-        links or external data, E3007 another kind of HDF5.
+        Raises InputRefused: E3001, E3002, E3006, E3007, E3403 as in ``store_files.open_file``; E3401 for a store
+        that was not finished; E3402 where its contract differs from ``expect``.
         """
-        if verify:
-            check(path)
-        file = h5py.File(path, "r")
+        path = Path(path)
+        file = open_file(path, verify)
         try:
-            if file.attrs.get("format") != FORMAT:
-                raise InputRefused(
-                    Fault("E3007", FORMAT, file.attrs.get("format", "another HDF5 file"), file=str(path))
-                )
-            if not file.attrs.get("complete", False):
-                raise InputRefused(Fault("E3401", "a complete store", "one cut short", "ingest again", str(path)))
-            store = cls(path, file)
-            if expect is not None and (lines := expect.difference(store.contract)):
-                raise InputRefused([Fault("E3402", "the model's contract", line, file=str(path)) for line in lines])
-        except BaseException:
+            _check_complete(file, path)
+            store = cls(file, path)
+            store._check_contract(expect)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            file.close()
+            raise damaged(path, error) from error
+        except InputRefused:
             file.close()
             raise
         return store
 
-    def __enter__(self) -> Self:
+    def _check_contract(self, expect: LogContract | None) -> None:
+        if expect is not None and (different := expect.difference(self.contract)):
+            hint = "build the store again from its log, or use the model it was made for"
+            raise InputRefused([Fault("E3402", "the same contract", line, hint, str(self.path)) for line in different])
+
+    def close(self) -> None:
+        """Release the file; what was handed out stays valid."""
+        self._file.close()
+
+    def __enter__(self) -> WindowStore:
         return self
 
     def __exit__(
@@ -114,158 +107,205 @@ class WindowStore:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     @property
     def lookback(self) -> int:
         """Rows of one window."""
         return self.window.lookback
 
     @property
-    def period_us(self) -> int:
-        """Sampling period in microseconds."""
-        return self.contract.period_us
+    def stride(self) -> int:
+        """Rows from one window's start to the next."""
+        return self.window.stride
 
     @property
     def n_windows(self) -> int:
-        """Windows in the index, of every part and kind."""
-        return int(self._file["windows/start"].shape[0])
-
-    def _series(self, asset: str) -> h5py.Group:
-        return self._file[f"series/{quote(asset, safe='')}"]
+        """Complete windows of all assets, in any part or none."""
+        return self._bounds[-1]
 
     def n_rows(self, asset: str) -> int:
         """Rows of ``asset``."""
-        return int(self._series(asset)["time"].shape[0])
+        return len(self._group(asset)["time"])
 
     def n_part_rows(self, part: str | None) -> int:
-        """Rows of a part over all assets; of everything for None."""
-        return sum(end - start for start, end in (self.part_rows(a, part) for a in self.assets))
+        """Rows of ``part`` over all assets; of the whole store for None."""
+        return sum(stop - start for start, stop in (self._rows_of(asset, part) for asset in self.assets))
 
-    def part_rows(self, asset: str, part: str | None) -> tuple[int, int]:
-        """Row interval of a part of ``asset``; all its rows for None."""
-        return (0, self.n_rows(asset)) if part is None else self.split.rows(asset, part)
+    def part_rows(self, asset: str, part: str) -> tuple[int, int]:
+        """Row interval [start, stop) of ``part`` in the log of ``asset``."""
+        return self.split.part_rows(asset, part)
 
     def segments(self, asset: str) -> Intervals:
-        """Row intervals between gaps."""
-        return np.asarray(self._series(asset)["segments"][:])
+        """Segments of ``asset`` as row intervals ``(S, 2)``."""
+        if asset not in self._segments:
+            self._segments = {asset: self._read(self._group(asset)["segments"])}
+        return self._segments[asset]
 
-    def event_rows(self, asset: str) -> Intervals:
-        """Row intervals of the events."""
-        return np.asarray(self._series(asset)["event_rows"][:])
+    def events(self, asset: str) -> Intervals:
+        """Events of ``asset`` as time intervals ``(E, 2)`` in microseconds."""
+        return self._read(self._group(asset)["events"])
 
-    def events(self, asset: str, part: str | None = None) -> Intervals:
-        """Events as time intervals [first row, last row + 1 µs), those that begin in ``part``."""
-        rows, (first, end) = self.event_rows(asset), self.part_rows(asset, part)
-        rows = rows[(rows[:, 0] >= first) & (rows[:, 0] < end)]
-        time = self._series(asset)["time"]
-        return np.array([(time[a], time[b - 1] + 1) for a, b in rows.tolist()], np.int64).reshape(-1, 2)
+    def kind_counts(self, part: str | None = None) -> dict[int, int]:
+        """Rows of each kind in ``part``, or in the whole store."""
+        total: Counter[int] = Counter()
+        for asset in self.assets:
+            start, stop = self._rows_of(asset, part)
+            kind = self._group(asset)["kind"]
+            for low in range(start, stop, 1 << 20):
+                total.update(kind_table(self._read(kind, low, min(low + (1 << 20), stop))))
+        return {code: total[code] for code in kind_table(np.empty(0, np.int8))}
 
-    def label_counts(self, part: str | None = None) -> dict[int, int]:
-        """Rows by label (UNKNOWN, NORMAL, EVENT)."""
-        counts: dict[int, int] = {}
-        for block in self.row_blocks(part):
-            for label, n in zip(*np.unique(block.label, return_counts=True), strict=True):
-                counts[int(label)] = counts.get(int(label), 0) + int(n)
+    def label_counts(self) -> dict[int, int]:
+        """Rows of each label: as ``kind_counts``, with lead rows counted as the normal rows they were labelled."""
+        counts = self.kind_counts()
+        counts[NORMAL] += counts.pop(LEAD)
         return counts
 
     def rows(self, asset: str, start: int, stop: int) -> RowBlock:
-        """Rows [start, stop) of ``asset``."""
-        series, rows = self._series(asset), slice(start, stop)
-        words = [known[series["categories"][rows, k]] for k, known in enumerate(self._words)]
-        at = np.arange(start, stop)
-        starts = np.isin(at, series["segments"][:, 0])
-        return RowBlock(
-            asset, start, series["time"][rows], series["values"][rows], series["age"][rows], series["kind"][rows],
-            series["label"][rows], starts,
-            np.stack(words, axis=1) if words else np.empty((len(at), 0), dtype=object),
-        )  # fmt: skip
+        """Rows [start, stop) of ``asset``; raises ValueError outside its log."""
+        group, n = self._group(asset), self.n_rows(asset)
+        if not 0 <= start <= stop <= n:
+            raise ValueError(f"start, stop: expected rows inside 0 … {n} of {asset!r}, got {start} … {stop}")
+        number, first = np.arange(start, stop), self.segments(asset)[:, 0]
+        since = number - first[np.searchsorted(first, number, side="right") - 1] if n else number
+        time, values, age, kind = (self._read(group[name], start, stop) for name in ("time", "values", "age", "kind"))
+        none = np.empty((stop - start, 0), np.int32)
+        words = self._read(group["categories"], start, stop) if self._vocabulary else none
+        return RowBlock(asset, start, time, values, age, kind, since == 0, since, words, self._vocabulary)
 
-    def row_blocks(self, part: str | None = None, size: int = 65_536) -> Iterator[RowBlock]:
-        """The rows of a part, asset by asset in time order, in blocks of at most ``size``."""
+    def row_blocks(self, part: str | None = None, size: int = 65536) -> Iterator[RowBlock]:
+        """Rows in asset and time order, at most ``size`` at a time; of one part, or all."""
         for asset in self.assets:
-            first, end = self.part_rows(asset, part)
-            for start in range(first, end, size):
-                yield self.rows(asset, start, min(start + size, end))
-
-    def _index_runs(
-        self, part: str | None, normal_only: bool, size: int
-    ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int8]]]:
-        """Asset, window starts and kinds in index order, cut every ``size`` windows and at assets."""
-        index, wanted = self._file["windows"], None if part is None else PARTS.index(part)
-        for at in range(0, self.n_windows, size):
-            piece = slice(at, min(at + size, self.n_windows))
-            asset, start, kind = index["asset"][piece], index["start"][piece], index["label"][piece]
-            use = np.ones(len(start), dtype=bool) if wanted is None else index["split"][piece] == wanted
-            use &= (kind == NORMAL) | (not normal_only)
-            for number in np.unique(asset[use]):
-                mine = use & (asset == number)
-                yield self.assets[number], start[mine], kind[mine]
-
-    def _cut(self, asset: str, starts: NDArray[np.int64], kind: NDArray[np.int8]) -> WindowBlock:
-        first, end = int(starts[0]), int(starts[-1]) + self.lookback
-        series = self._series(asset)
-        values = cut_windows(series["values"][first:end], starts - first, self.lookback)
-        return WindowBlock(
-            asset, starts, kind, values, cut_windows(series["age"][first:end], starts - first, self.lookback)
-        )
+            start, stop = self._rows_of(asset, part)
+            for low in range(start, stop, size):
+                yield self.rows(asset, low, min(low + size, stop))
 
     def window_blocks(
-        self, part: str | None = None, size: int = 4096, *, normal_only: bool = False
+        self, part: str | None = None, size: int = 4096, normal_only: bool = False
     ) -> Iterator[WindowBlock]:
-        """Whole windows of a part in time order, in blocks of at most ``size``; ``normal_only`` leaves out every window
-        with a row that is not labelled normal."""
-        for asset, starts, kind in self._index_runs(part, normal_only, size):
-            yield self._cut(asset, starts, kind)
+        """Windows in asset and time order, at most ``size`` at a time; those wholly inside ``part``, or all."""
+        for number, asset in enumerate(self.assets):
+            low, high = self._window_range(number, part)
+            for first in range(low, high, size):
+                yield from self._window_block(asset, first, min(first + size, high), normal_only)
 
     def blocks(
-        self, size: int = 4096, part: str | None = None, *, normal_only: bool = False
+        self, size: int = 4096, part: str | None = None, normal_only: bool = False
     ) -> Iterator[NDArray[np.float32]]:
-        """Just the held values ``(B, T, C)`` of ``window_blocks``."""
-        for block in self.window_blocks(part, size, normal_only=normal_only):
+        """The values of ``window_blocks``: held windows ``(B, T, C)`` float32."""
+        for block in self.window_blocks(part, size, normal_only):
             yield block.values
 
     def shuffled_batches(
         self,
         batch_size: int,
         part: str = "train",
-        *,
         seed: int = 0,
         epoch: int = 0,
         pool_bytes: int = 64 << 20,
         keep: Callable[[WindowBlock], NDArray[np.bool_]] | None = None,
-    ) -> Iterator[NDArray[np.float32]]:
-        """One epoch of the part's normal windows, mixed: batches ``(B, T, C)`` of held values, the last one smaller.
+        infinite: bool = False,
+    ) -> Iterator[WindowBatch]:
+        """Normal windows of ``part`` in mixed order, each exactly once per epoch; ``keep`` may turn some away.
 
-        Runs of neighbouring windows are read in random order into a pool of at most ``pool_bytes`` and drawn from it, so
-        that memory stays flat and every window that ``keep`` lets through comes exactly once.
+        Runs of 256 neighbouring windows are drawn in random order and mixed in a pool of about ``pool_bytes``. The
+        order depends on ``seed`` and ``epoch`` only. ``infinite`` goes on with the next epochs for ever, or ends
+        when an epoch had no window.
         """
-        rng = np.random.default_rng((seed, epoch))
-        runs = list(self._index_runs(part, True, _RUN))
-        pool: list[NDArray[np.float32]] = []
-        held = 0
-        for number in rng.permutation(len(runs)):
-            block = self._cut(*runs[number])
-            kept = block.values if keep is None else block.values[keep(block)]
-            pool.append(kept)
-            held += kept.nbytes
-            if held >= pool_bytes:
-                mixed = np.concatenate(pool)
-                order = rng.permutation(len(mixed))
-                whole = len(mixed) // batch_size * batch_size
-                for at in range(0, whole, batch_size):
-                    yield mixed[order[at : at + batch_size]]
-                pool = [mixed[order[whole:]]]
-                held = pool[0].nbytes
-        if held:
-            mixed = np.concatenate(pool)
-            order = rng.permutation(len(mixed))
-            for at in range(0, len(mixed), batch_size):
-                yield mixed[order[at : at + batch_size]]
+        each = max(self.lookback * len(self.contract.tags) * 5, 1)
+        while True:
+            rng = np.random.default_rng((seed, epoch))
+            served = 0
+            for batch in pooled(self._random_runs(part, rng, keep), batch_size, max(pool_bytes // (2 * each), 1), rng):
+                served += len(batch)
+                yield batch
+            if not infinite or not served:
+                return
+            epoch += 1
 
-    def rows_inside(self, asset: str, part: str, rows: Intervals) -> bool:
-        """Whether every row of ``rows`` lies in the part."""
-        first, end = self.part_rows(asset, part)
-        return not len(rows) or bool(contains([[first, end]], np.concatenate((rows[:, 0], rows[:, 1] - 1))).all())
+    def export_signals(self, path: Path, part: str | None = None) -> None:
+        """Write the windows in the plain form: signals (N, T, C), labels (N,) kinds, metadata asset, start and time.
+
+        ``time`` is that of a window's last row, in UTC microseconds; missing values are held as in ``blocks``.
+        """
+        tags = list(self.contract.tags)
+        facts = {"tags": tags, "lookback": self.lookback, "stride": self.stride, "period_us": self.period_us}
+        width = max((len(asset.encode()) for asset in self.assets), default=1)
+        with create_signals(path, facts) as writer:
+            for block in self.window_blocks(part):
+                end = block.starts + self.lookback - 1
+                time = self._group(block.asset)["time"]
+                when = self._read(time, int(end[0]), int(end[-1]) + 1)[end - end[0]]
+                asset = np.full(len(block), block.asset.encode(), dtype=f"S{width}")
+                writer.append(block.values, block.kind, {"asset": asset, "start": block.starts, "time": when})
+
+    def _random_runs(
+        self, part: str, rng: np.random.Generator, keep: Callable[[WindowBlock], NDArray[np.bool_]] | None
+    ) -> Iterator[WindowBatch]:
+        runs = [
+            np.column_stack((np.full(len(firsts), number), firsts, np.minimum(firsts + _RUN, high)))
+            for number in range(len(self.assets))
+            for low, high in [self._window_range(number, part)]
+            for firsts in [np.arange(low, high, _RUN)]
+        ]
+        table = np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
+        for number, low, high in table[rng.permutation(len(table))].tolist():
+            for block in self._window_block(self.assets[number], low, high, normal_only=True):
+                kept = block if keep is None else block.take(keep(block))
+                if len(kept):
+                    yield WindowBatch.of(kept)
+
+    def _window_block(self, asset: str, low: int, high: int, normal_only: bool) -> Iterator[WindowBlock]:
+        """Windows ``low`` … ``high`` of the index, in more than one block where rows without windows lie between."""
+        index, group = self._file["windows"], self._group(asset)
+        starts, kind = self._read(index["start"], low, high), self._read(index["kind"], low, high)
+        if normal_only:
+            starts, kind = starts[kind == NORMAL], kind[kind == NORMAL]
+        furthest = max(self.stride, self.lookback) * (high - low)
+        while len(starts):
+            near = int(np.searchsorted(starts, starts[0] + furthest))
+            first, stop = int(starts[0]), int(starts[near - 1]) + self.lookback
+            values, age = (
+                cut_windows(self._read(group[name], first, stop), starts[:near] - first, self.lookback)
+                for name in ("values", "age")
+            )
+            yield WindowBlock(asset, starts[:near], kind[:near], values, age)
+            starts, kind = starts[near:], kind[near:]
+
+    def _window_range(self, number: int, part: str | None) -> tuple[int, int]:
+        """Positions in the window index of asset ``number``: its windows, or those wholly inside ``part``."""
+        low, high = self._bounds[number], self._bounds[number + 1]
+        if part is None:
+            return low, high
+        first, stop = self.split.part_rows(self.assets[number], part)
+        starts = self._file["windows/start"]
+        begin = bisect_left(starts, first, low, high)
+        return begin, max(begin, bisect_left(starts, stop - self.lookback + 1, low, high))
+
+    def _rows_of(self, asset: str, part: str | None) -> tuple[int, int]:
+        return (0, self.n_rows(asset)) if part is None else self.split.part_rows(asset, part)
+
+    def _group(self, asset: str) -> h5py.Group:
+        if asset not in self._groups:
+            raise ValueError(f"asset: expected one of {', '.join(self.assets)}, got {asset!r}")
+        return self._file[self._groups[asset]]
+
+    def _read(self, dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> Any:
+        """Rows [start, stop) of a dataset; a failed checksum is a refusal, not a traceback."""
+        try:
+            return dataset[start:stop]
+        except (OSError, RuntimeError) as error:
+            raise damaged(self.path, error) from error
+
+
+def _check_complete(file: h5py.File, path: Path) -> None:
+    """Refuse what is not a window store (E3007) and one whose writing did not end (E3401)."""
+    name = str(path)
+    if file.attrs.get("format") != FORMAT and "series" not in file:
+        raise InputRefused(
+            Fault("E3007", "a window store", "another HDF5 file", "make one with `anomaly ingest`", name)
+        )
+    if not file.attrs.get("complete", False):
+        hint = "make it again with `anomaly ingest`"
+        raise InputRefused(Fault("E3401", "a store that was finished", "no mark of completion", hint, name))
+    if (found := int(file.attrs["format_version"])) != FORMAT_VERSION:
+        raise InputRefused(Fault("E3007", f"format version {FORMAT_VERSION}", found, "make it again", name))

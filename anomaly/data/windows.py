@@ -1,4 +1,4 @@
-"""Lookback and stride turn rows into windows; a window never crosses a gap or an asset."""
+"""Rows become windows: complete ones for learning, one per row for scoring; never across a segment."""
 
 from __future__ import annotations
 
@@ -9,41 +9,73 @@ from numpy.typing import NDArray
 from anomaly.intervals import Intervals
 
 
-def window_starts(segment_rows: Intervals, lookback: int, stride: int) -> NDArray[np.int64]:
-    """First rows of all complete windows inside the segments.
+def window_counts(segment_intervals: Intervals, lookback: int, stride: int) -> NDArray[np.int64]:
+    """How many complete windows each segment holds, ``(S,)``.
+
+    >>> window_counts(np.array([[0, 5], [5, 7]]), 3, 2).tolist()
+    [2, 0]
+    """
+    if lookback < 1 or stride < 1:
+        raise ValueError(f"lookback, stride: expected at least 1, got {lookback}, {stride}")
+    length = segment_intervals[:, 1] - segment_intervals[:, 0]
+    return np.maximum((length - lookback) // stride + 1, 0)
+
+
+def window_starts(
+    segment_intervals: Intervals, lookback: int, stride: int, first: int = 0, last: int | None = None
+) -> NDArray[np.int64]:
+    """First rows of the complete windows inside segments, in row order, ``(B,)``.
+
+    ``first`` and ``last`` pick a stretch of them by number, so that the starts of a long log can be made in blocks.
 
     >>> window_starts(np.array([[0, 5], [5, 7], [7, 10]]), 3, 2).tolist()
     [0, 2, 7]
     """
-    runs = [np.arange(start, end - lookback + 1, stride) for start, end in segment_rows.tolist()]
-    return np.concatenate([np.empty(0, np.int64), *runs]).astype(np.int64)
+    counts = window_counts(segment_intervals, lookback, stride)
+    before = np.concatenate(([0], np.cumsum(counts)))
+    last = int(before[-1]) if last is None else min(last, int(before[-1]))
+    number = np.arange(first, max(last, first), dtype=np.int64)
+    at = np.searchsorted(before, number, side="right") - 1
+    return segment_intervals[at, 0] + stride * (number - before[at])
 
 
-def cut_windows(rows: NDArray[np.float32], starts: NDArray[np.int64], lookback: int) -> NDArray[np.float32]:
-    """Windows ``(B, T, C)`` of ``rows (n, C)`` that begin at ``starts (B,)``."""
+def cut_windows(rows: NDArray, starts: NDArray[np.int64], lookback: int) -> NDArray:
+    """Windows ``(B, T, C)`` of ``rows (n, C)`` that begin at ``starts (B,)``; a fresh array.
+
+    >>> cut_windows(np.arange(4)[:, None], np.array([0, 2]), 2)[:, :, 0].tolist()
+    [[0, 1], [2, 3]]
+    """
+    if len(starts) and (starts.min() < 0 or starts.max() + lookback > len(rows)):
+        raise ValueError(f"starts: expected windows of {lookback} rows inside {len(rows)} rows, got one outside")
     if not len(starts):
-        return np.empty((0, lookback, rows.shape[1]), rows.dtype)
-    view = sliding_window_view(rows, lookback, axis=0)  # (n - T + 1, C, T)
-    return np.ascontiguousarray(view[starts].transpose(0, 2, 1))
+        return np.empty((0, lookback, *rows.shape[1:]), dtype=rows.dtype)
+    view = sliding_window_view(rows, lookback, axis=0).swapaxes(1, 2)
+    return np.ascontiguousarray(view[starts])
 
 
 def ending_windows(
-    rows: NDArray[np.float32],
-    since_start: NDArray[np.int64],
-    lookback: int,
-    tail: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
-    """The window that ends at each of ``rows (n, C)``, as ``(n, T, C)``.
+    rows: NDArray, since_start: NDArray[np.int64], lookback: int, tail: NDArray | None = None
+) -> NDArray:
+    """The window that ends at each of ``rows (n, C)``: ``(n, T, C)``, from that row and earlier ones only.
 
-    ``since_start (n,)`` counts rows since the segment's first; where fewer than T − 1 came before, the window is padded in
-    front with that first row. ``tail`` holds the rows just before ``rows``, as many as a window may need. No row after a
-    window's last has any part in it.
+    ``since_start (n,)`` counts rows since the first row of the segment. A window that would begin before its segment
+    is filled up in front with the segment's first row. ``tail`` holds the rows before ``rows`` (T-1 of them are
+    enough), so that a log scored in chunks gives what it gives in one piece. Where no window needs filling the
+    result is a read-only view. Raises ValueError where ``tail`` is too short.
+
+    >>> ending_windows(np.arange(3)[:, None], np.array([0, 1, 0]), 2)[:, :, 0].tolist()
+    [[0, 0], [0, 1], [2, 2]]
     """
-    before = 0 if tail is None else len(tail)
+    n, before = len(rows), 0 if tail is None else len(tail)
+    back = np.minimum(since_start, lookback - 1)
+    if n and (back - np.arange(n)).max() > before:
+        need = int((back - np.arange(n)).max())
+        raise ValueError(f"tail: expected at least {need} rows of the segment before these, got {before}")
     joined = rows if tail is None else np.concatenate((tail, rows))
-    end = np.arange(before, before + len(rows))[:, None]
-    back = np.minimum(np.arange(lookback - 1, -1, -1)[None, :], since_start[:, None])
-    at = end - back
-    if len(rows) and at.min() < 0:
-        raise ValueError(f"tail: expected at least {-int(at.min())} more rows of the segment, got {before}")
-    return joined[at]
+    if not n:
+        return np.empty((0, lookback, rows.shape[1]), dtype=rows.dtype)
+    if back.min() == lookback - 1:
+        return sliding_window_view(joined[before - lookback + 1 :], lookback, axis=0).swapaxes(1, 2)
+    end = np.arange(before, before + n)
+    index = np.maximum(end[:, None] + np.arange(1 - lookback, 1), (end - back)[:, None])
+    return joined[index]

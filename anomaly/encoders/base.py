@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,3 +84,16 @@ def check_options(name: str, options: Iterable[str], known: Iterable[str]) -> No
             near = difflib.get_close_matches(option, names, n=1) or names
             hint = f"did you mean {near[0]}?"
             raise UsageError(Fault("E2002", f"an option of {name}: {', '.join(names)}", option, hint))
+
+
+def check_number(name: str, options: Mapping[str, Any], option: str, kind: type, least: float) -> None:
+    """Refuse an option of encoder ``name`` that is no finite ``kind`` of at least ``least`` (UsageError E2002).
+
+    >>> check_number("dense_ae", {"code": 8}, "code", int, 1)
+    """
+    if option not in options:
+        return
+    value = options[option]
+    right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not right or not math.isfinite(value) or value < least:
+        raise UsageError(Fault("E2002", f"{option} of {name}: {kind.__name__}, at least {least:g}", repr(value)))

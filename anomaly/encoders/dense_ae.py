@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.config import TrainingSettings
-from anomaly.encoders.base import Encoder, EpochReport, TrainingHistory, WindowBatches, check_options
+from anomaly.encoders.base import Encoder, EpochReport, TrainingHistory, WindowBatches, check_number, check_options
 from anomaly.encoders.training import reconstruct, set_weight_arrays, train, weight_arrays
 
 _OPTIONS = ("hidden", "code", "activity_l1")
@@ -46,6 +46,9 @@ class DenseAutoencoder(Encoder):
 
     def __init__(self, **options: Any) -> None:
         check_options(self.name, options, _OPTIONS)
+        for option in ("hidden", "code"):
+            check_number(self.name, options, option, int, 1)
+        check_number(self.name, options, "activity_l1", float, 0)
         self.options = options
         self.window_shape: tuple[int, int] | None = None
         self._model: keras.Model | None = None

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +40,41 @@ def train(
     The best epoch is the one of lowest validation loss; its weights are written to ``workdir/best.npz`` as they are
     found. Stops after ``patience`` epochs without a better one. TensorBoard logs go to ``workdir/logs``.
     """
-    started, history = time.monotonic(), TrainingHistory()
-    board, best, windows = _Board(workdir / "logs"), np.inf, 0
-    best_epoch = 0
+    started = time.monotonic()
+    with closing(_Board(workdir / "logs")) as board:
+        history = _epochs(model, batches, validation, settings, workdir / "best.npz", board, progress)
+    load_weights(model, workdir / "best.npz")
+    return replace(history, seconds=time.monotonic() - started)
+
+
+def _epochs(
+    model: keras.Model,
+    batches: WindowBatches,
+    validation: WindowBatches,
+    settings: TrainingSettings,
+    best_weights: Path,
+    board: _Board,
+    progress: EpochReport | None,
+) -> TrainingHistory:
+    """Epoch after epoch until patience ends; every finite epoch that is the best so far leaves ``best_weights``."""
+    losses: dict[str, list[float]] = {"loss": [], "val_loss": []}
+    best, windows = 0, 0
     for epoch in range(settings.epochs):
         loss, windows = _one_epoch(model, batches(epoch), epoch)
-        val_loss = _evaluate(model, validation(epoch))
-        history.loss.append(loss)
-        history.val_loss.append(val_loss)
-        board.write(epoch, {"loss": loss, "val_loss": val_loss})
+        now = {"loss": loss, "val_loss": _evaluate(model, validation(epoch), epoch)}
+        for name, value in now.items():
+            losses[name].append(value)
+        board.write(epoch, now)
         if progress:
-            progress(epoch, {"loss": loss, "val_loss": val_loss})
-        if val_loss < best:
-            best, best_epoch = val_loss, epoch
-            save_weights(model, workdir / "best.npz")
+            progress(epoch, now)
+        if epoch == 0 or now["val_loss"] < losses["val_loss"][best]:
+            best = epoch
+            save_weights(model, best_weights)
             killpoint("training.after_best")
-        elif epoch - best_epoch >= settings.patience:
-            log.info("no better epoch since %d: stopped at %d", best_epoch, epoch)
+        elif epoch - best >= settings.patience:
+            log.info("no better epoch since %d: stopped at %d", best, epoch)
             break
-    board.close()
-    load_weights(model, workdir / "best.npz")
-    return TrainingHistory(history.loss, history.val_loss, best_epoch, time.monotonic() - started, windows)
+    return TrainingHistory(losses["loss"], losses["val_loss"], best, windows=windows)
 
 
 def _one_epoch(model: keras.Model, batches: Iterator[NDArray[np.float32]], epoch: int) -> tuple[float, int]:
@@ -75,7 +91,7 @@ def _one_epoch(model: keras.Model, batches: Iterator[NDArray[np.float32]], epoch
     if not windows:
         raise InputRefused(Fault("E3302", "normal windows to learn from", "none", "give a longer log"))
     if not all(np.isfinite(w).all() for w in model.get_weights()):
-        raise _non_finite(epoch, 0, "a weight")
+        raise _non_finite(epoch, number, "a weight")
     return total / windows, windows
 
 
@@ -84,12 +100,15 @@ def _loss(result: Any) -> Any:
     return result[0] if isinstance(result, list | tuple) else result
 
 
-def _evaluate(model: keras.Model, batches: Iterator[NDArray[np.float32]]) -> float:
-    """Mean squared reconstruction error over the validation windows, without the regularisers."""
+def _evaluate(model: keras.Model, batches: Iterator[NDArray[np.float32]], epoch: int) -> float:
+    """Mean squared reconstruction error over the validation windows, without the regularisers; always finite."""
     total, windows = 0.0, 0
-    for batch in batches:
-        residual = batch - reconstruct(model, batch)
-        total += float(np.mean(residual**2, dtype=np.float64)) * len(batch)
+    for number, batch in enumerate(batches):
+        residual = (batch - reconstruct(model, batch)).astype(np.float64)
+        error = float(np.mean(residual**2))
+        if not np.isfinite(error):
+            raise _non_finite(epoch, number, "the validation error")
+        total += error * len(batch)
         windows += len(batch)
     if not windows:
         raise InputRefused(Fault("E3302", "normal windows in the validation part", "none", "give a longer log"))
@@ -120,7 +139,7 @@ def _non_finite(epoch: int, batch: int, what: str) -> InputRefused:
 def save_weights(model: keras.Model, path: Path) -> None:
     """All weights in order, as plain arrays, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **weight_arrays(model))
+        np.savez(stream, allow_pickle=False, **weight_arrays(model))
 
 
 def load_weights(model: keras.Model, path: Path) -> None:
@@ -151,7 +170,7 @@ class _Board:
     """TensorBoard event files, written by the tensorboard package itself so that any backend can."""
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.summary import Writer
+        from tensorboard.summary import Writer  # type: ignore[import-untyped]
 
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = Writer(str(folder))

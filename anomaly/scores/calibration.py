@@ -1,7 +1,9 @@
-"""Raw scores become ``-log10`` of their tail probability under held-back normal rows: 3.0 = one normal row in a thousand.
+"""Raw scores become ``-log10`` tail probabilities under held-back normal rows: 3.0 = one normal row in a thousand.
 
-Inside the data the probability is empirical; beyond its 95 % quantile a generalised Pareto tail carries on (peaks over
-threshold, Pickands 1975), because a threshold for one alert a week lies beyond any held-back part.
+Inside the data the probability is empirical; over the last rows (5 % of them, at most 200) a generalised Pareto tail
+carries on (peaks over threshold, Pickands 1975), because a threshold for one alert a week lies beyond any held-back
+part. Neighbouring rows share most of their window, so ``n`` rows say less than ``n`` independent draws: rates hold on
+average, and the spread around them is wider than that of ``n`` draws.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from numpy.typing import NDArray
 
 #: Largest calibrated score: beyond 1 in 10^30 a number says nothing more.
 CAP = 30.0
-_TAIL = 0.95
+_TAIL_SHARE = 0.05
+#: Where the data reach further the empirical curve is nearer the truth than a tail of three numbers.
+_TAIL_ROWS = 200
 _KNOTS = 2000
 _FEW = 20
 _SHAPE = (0.0, 0.5)
+_STILL = 1e-3
 
 
 def pareto_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
@@ -35,11 +40,28 @@ def pareto_tail(excess: NDArray[np.float64]) -> tuple[float, float]:
     return shape, mean * (1 - shape)
 
 
+def _tail(x: NDArray[np.float64], start: float) -> tuple[float, float]:
+    """Shape and scale beyond ``start`` of sorted scores ``x (n,)``; the scale is never zero.
+
+    With hardly a row beyond ``start`` a shape cannot be told: the tail is then exponential and as wide as the upper half
+    of the scores, which errs towards small scores. Scores that never differed count a change by their own size.
+    """
+    excess = x[x > start] - start
+    upper = x - np.median(x)
+    if len(x) >= _FEW and len(excess):
+        shape, scale = pareto_tail(excess)
+    else:
+        shape, scale = _SHAPE[0], float(upper[upper >= 0].mean())
+    if scale <= 0:
+        scale = abs(start) * _STILL or 1.0
+    return shape, max(scale, float(np.finfo(np.float64).tiny))
+
+
 class TailCalibrator:
     """Monotone map from raw scores to ``-log10`` tail probabilities; a bounded table and three tail numbers.
 
     >>> calibrator = TailCalibrator().fit(np.arange(1000.0))
-    >>> calibrator.transform(np.array([500.0, 899.0])).round(2).tolist()
+    >>> calibrator.transform(np.array([500.0, 900.0])).round(2).tolist()
     [0.3, 1.0]
     """
 
@@ -55,16 +77,14 @@ class TailCalibrator:
         if not len(x):
             raise ValueError("scores: expected at least one finite score of a held-back normal row, got none")
         self.n_ = n = len(x)
-        values, last = np.unique(x, return_index=True)
-        exceed = n - last  # rows at or above each value
-        log_p = -np.log10((exceed + 1) / (n + 1))
-        start = float(np.quantile(x, _TAIL))
-        inside = values <= start if n >= _FEW else np.ones(len(values), dtype=bool)
-        self._scores, self._log_p = _thinned(values[inside], log_p[inside])
-        excess = x[x > self._scores[-1]] - self._scores[-1]
-        shape, scale = pareto_tail(excess) if len(excess) else (_SHAPE[0], 0.0)
-        spread = float(x[-1] - x[0]) or abs(float(x[-1])) or 1.0
-        self._tail = (float(self._scores[-1]), shape, max(scale, 1e-3 * spread / np.sqrt(n)))
+        values, first = np.unique(x, return_index=True)
+        log_p = -np.log10((n - first + 1) / (n + 1))  # n - first rows are at or above each value
+        # The tail starts above rows that pile up on one value (a pegged sensor): they are not part of it.
+        tail_rows = min(int(n * _TAIL_SHARE), _TAIL_ROWS) if n >= _FEW else 1
+        few_above = n - first <= tail_rows
+        last = int(few_above.argmax()) if few_above.any() else len(values) - 1
+        self._scores, self._log_p = _thinned(values[: last + 1], log_p[: last + 1])
+        self._tail = (float(values[last]), *_tail(x, float(values[last])))
         return self
 
     def transform(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -74,8 +94,9 @@ class TailCalibrator:
         raw = np.asarray(scores, dtype=np.float64)
         start, shape, scale = self._tail
         inside = np.interp(raw, self._scores, self._log_p)
-        z = np.maximum(np.nan_to_num(raw, nan=start, posinf=np.finfo(np.float64).max / 4) - start, 0) / scale
-        decades = (np.log1p(shape * z) / shape if shape > 1e-9 else z) / np.log(10)
+        with np.errstate(over="ignore"):  # an overflow is a score beyond any tail: the cap
+            z = np.maximum(raw - start, 0) / scale
+            decades = (np.log1p(shape * z) / shape if shape > 1e-9 else z) / np.log(10)
         return np.where(np.isnan(raw), np.nan, np.clip(inside + decades, 0, CAP))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

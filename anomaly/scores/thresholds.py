@@ -6,14 +6,15 @@ Scores are calibrated (``-log10`` tail probability), an alert is ``score >= thre
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
-from sklearn.metrics import precision_recall_curve
 
 from anomaly.config import ThresholdSettings
 from anomaly.errors import Fault, UsageError
@@ -22,6 +23,8 @@ from anomaly.intervals import from_flags
 _DAY_US = 86_400_000_000
 _DRAWS = 200
 _FEW_EVENTS = 3
+#: At most this share of normal rows may be above a threshold: merged runs could swallow the part into one episode.
+_EXCEPTION = 0.05
 #: How many decades beyond the held-back rows a threshold may be extrapolated.
 _REACH = 1.0
 
@@ -30,8 +33,8 @@ _REACH = 1.0
 class Threshold:
     """A threshold and where it came from.
 
-    ``rows`` and ``events`` counted in ``part``; ``source`` is a digest of exactly those rows; ``low`` and ``high`` are a
-    95 % interval where one could be made; ``fallback`` names the rule that was wanted and could not be used.
+    ``rows`` and ``events`` counted in ``part``; ``source`` is a digest of exactly those rows; ``low`` and ``high`` are
+    a 95 % interval where one could be made; ``fallback`` names the rule that was wanted and could not be used.
     """
 
     value: float
@@ -72,10 +75,21 @@ def best_f_beta(scores: NDArray[np.float64], positive: NDArray[np.bool_], beta: 
     >>> best_f_beta(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True]))
     0.8
     """
-    precision, recall, values = precision_recall_curve(positive, scores)
-    weighted = beta**2 * precision[:-1] + recall[:-1]
-    f = np.divide((1 + beta**2) * precision[:-1] * recall[:-1], weighted, out=np.zeros(len(values)), where=weighted > 0)
-    return float(values[np.flatnonzero(f >= f.max() - 1e-12)[-1]])
+    order = np.argsort(-scores, kind="stable")
+    return _best_point(scores[order], positive[order], np.ones(len(scores)), beta)
+
+
+def _best_point(
+    falling: NDArray[np.float64], positive: NDArray[np.bool_], weight: NDArray[np.float64], beta: float
+) -> float:
+    """``best_f_beta`` of scores sorted from high to low, rows counting by ``weight``.
+
+    With TP hits among A flagged rows and P positives in all, F-beta is (1 + beta²) TP / (beta² P + A).
+    """
+    hits, flagged = np.cumsum(weight * positive), np.cumsum(weight)
+    ends = np.append(falling[1:] < falling[:-1], True)  # rows of equal score are flagged together
+    f = (1 + beta**2) * hits[ends] / (beta**2 * hits[-1] + flagged[ends])
+    return float(falling[ends][f.argmax()])
 
 
 def pr_curve_threshold(
@@ -108,14 +122,14 @@ def _event_interval(
     runs = from_flags(positive)
     if len(runs) < _FEW_EVENTS:
         return None, None
-    # one group per event: from its first row to the next event's first row, so an event brings its quiet time with it
-    edges = np.concatenate(([0], runs[1:, 0], [len(scores)]))
-    groups = [np.arange(a, b) for a, b in pairwise(edges)]
-    rng = np.random.default_rng(seed)
-    drawn = []
+    # one group per event, up to the next event's first row: an event brings its quiet time with it
+    group = np.searchsorted(runs[1:, 0], np.arange(len(scores)), side="right")
+    order = np.argsort(-scores, kind="stable")
+    falling, hit, group = scores[order], positive[order], group[order]
+    rng, drawn = np.random.default_rng(seed), []
     for _ in range(_DRAWS):
-        rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        drawn.append(best_f_beta(scores[rows], positive[rows], beta))
+        times_drawn = np.bincount(rng.integers(0, len(runs), len(runs)), minlength=len(runs)).astype(np.float64)
+        drawn.append(_best_point(falling, hit, times_drawn[group], beta))
     return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
@@ -148,40 +162,58 @@ def budget_threshold(
     supported = np.log10(len(scores) + 1)
     digest = rows_digest(time, scores)
     if allowed >= 1:
-        value = _lowest(scores, time, asset, merge_gap_us, allowed)
-        low, high = (_lowest(scores, time, asset, merge_gap_us, n) for n in _poisson_range(allowed))
+        levels = (allowed, *_poisson_range(allowed))
+        value, low, high = lowest_within(scores, time, asset, merge_gap_us, levels)
         note = f"{allowed} episodes in {days:.3g} days of normal operation"
         return Threshold(value, "budget", part, len(scores), 0, min(low, value), max(high, value), "", note, digest)
     wanted = np.log10(_DAY_US / period_us / budget)
     value = float(min(wanted, supported + _REACH))
-    reached = "" if value >= wanted else (
-        f"; {budget:g} a day would need {wanted:.1f}, further than these rows can be followed: expect more false episodes"
-    )  # fmt: skip
+    reached = f"; {budget:g} a day would need {wanted:.1f}, beyond their reach: expect more false episodes"
+    reached = reached if value < wanted else ""
     note = f"{len(scores)} normal rows ({days:.3g} days) cannot hold one episode of the budget: tail followed{reached}"
     return Threshold(
         value, "budget", part, len(scores), 0, float(min(supported, value)), float(wanted), "", note, digest
     )
 
 
-def _lowest(
-    scores: NDArray[np.float64], time: NDArray[np.int64], asset: NDArray[np.object_], gap: int, allowed: int
-) -> float:
-    """Bisection over the sorted scores: episodes are counted per asset; a score just above the largest gives none."""
-    values = np.append(np.unique(scores), np.nextafter(scores.max(), np.inf))
-    parts = [(scores[asset == a], time[asset == a]) for a in dict.fromkeys(asset)]
-    low, high = 0, len(values) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if sum(episodes_at(s, t, values[middle], gap) for s, t in parts) <= allowed and _thin(scores, values[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return float(values[low])
+def lowest_within(
+    scores: NDArray[np.float64], time: NDArray[np.int64], asset: NDArray[np.object_], gap: int, allowed: Sequence[int]
+) -> list[float]:
+    """For each number of ``allowed`` episodes the lowest score from which upward every threshold keeps to it.
+
+    A lower threshold may join two episodes into one, so the count is not monotone: the search comes from above and ends
+    at the first score that breaks the number, or where alerts stop being the exception.
+    """
+    # a float32 above them all: scores are written as float32, and none may seem to reach the threshold
+    above_all = float(np.nextafter(np.float32(scores.max()), np.float32(np.inf)))
+    found, most = [above_all] * len(allowed), 0
+    order = np.argsort(-scores, kind="stable")[: int(len(scores) * _EXCEPTION) + 1]
+    falling = scores[order]
+    counts = _episode_counts(time[order], asset[order], gap)
+    for i, episodes in enumerate(counts):
+        if i == len(order) - 1:  # the row beyond the exception, or the last of all
+            break
+        if falling[i + 1] < falling[i]:  # rows of equal score are flagged together
+            most = max(most, episodes)
+            found = [float(falling[i]) if most <= n else f for f, n in zip(found, allowed, strict=True)]
+            if most > max(allowed):
+                break
+    return found
 
 
-def _thin(scores: NDArray[np.float64], threshold: float) -> bool:
-    """Whether alerts are the exception: merged runs could otherwise swallow the whole part into one long episode."""
-    return float((scores >= threshold).mean()) <= 0.05
+def _episode_counts(time: NDArray[np.int64], asset: NDArray[np.object_], gap: int) -> Iterator[int]:
+    """Episodes after each row was flagged, one more at a time; runs at most ``gap`` apart are one."""
+    flagged: defaultdict[object, list[int]] = defaultdict(list)
+    episodes = 0
+    for t, name in zip(time.tolist(), asset.tolist(), strict=True):
+        times = flagged[name]
+        at = bisect_left(times, t)
+        before = at > 0 and t - times[at - 1] <= gap
+        after = at < len(times) and times[at] - t <= gap
+        were_one = 0 < at < len(times) and times[at] - times[at - 1] <= gap
+        episodes += 1 - before - after + were_one
+        insort(times, t)
+        yield episodes
 
 
 def _poisson_range(count: int) -> tuple[int, int]:
@@ -201,9 +233,14 @@ def choose_threshold(
     part: str = "validation",
     seed: int = 0,
 ) -> Threshold:
-    """The threshold that the settings ask for; without an event to learn from, the alert budget, and it says so."""
+    """The threshold that the settings ask for; without an event to learn from, the alert budget, and it says so.
+
+    Rows of NaN score (unscorable) take no part. Raises ValueError when no scored row is left.
+    """
     if settings.rule == "fixed" and settings.value is not None:
         return fixed_threshold(settings.value)
+    scored = np.isfinite(scores)
+    scores, positive, time, asset = scores[scored], positive[scored], time[scored], asset[scored]
     if settings.rule == "pr_curve" and positive.any():
         return pr_curve_threshold(scores, positive, time=time, beta=settings.beta, part=part, seed=seed)
     normal = ~positive

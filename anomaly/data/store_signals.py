@@ -1,0 +1,187 @@
+"""The plain HDF5 form: ``signals (N, T, C)``, ``labels (N,)``, a ``metadata`` group beside them (METHODS S1, S3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.data.store_files import damaged, extend, growing, new_file, open_file
+from anomaly.errors import Fault, InputRefused
+
+_COMPRESSED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+
+
+@contextmanager
+def create_signals(
+    path: Path, attributes: Mapping[str, Any] | None = None, *, compress: bool = False
+) -> Iterator[SignalsWriter]:
+    """Give a writer of signals; on a clean exit the finished file takes the place of ``path``, else nothing changes.
+
+    ``attributes`` are kept on the ``metadata`` group: numbers, texts, or lists of them. Sensor noise hardly
+    compresses; ``compress=True`` pays for quantised signals only.
+    """
+    with new_file(path) as file:
+        file.create_group("metadata").attrs.update(_texts_as_utf8(attributes or {}))
+        yield SignalsWriter(file, compress)
+        file.attrs["complete"] = True
+
+
+class SignalsWriter:
+    """Appends blocks of windows; comes from ``create_signals``."""
+
+    def __init__(self, file: h5py.File, compress: bool) -> None:
+        self._file, self._options = file, _COMPRESSED if compress else {}
+
+    def append(
+        self,
+        signals: NDArray[np.floating],
+        labels: NDArray[np.integer] | None = None,
+        metadata: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Add windows ``(B, T, C)`` with their ``labels (B,)`` and metadata columns ``(B, …)``.
+
+        Every block has the same columns and shapes as the first; raises ValueError otherwise.
+        """
+        columns: dict[str, NDArray[Any]] = {"signals": np.asarray(signals, dtype=np.float32)}
+        if labels is not None:
+            columns["labels"] = np.asarray(labels)
+        columns |= {f"metadata/{name}": _bytes(column) for name, column in (metadata or {}).items()}
+        if "signals" not in self._file:
+            for name, column in columns.items():
+                growing(self._file, name, column.dtype, column.shape[1:], **self._options)
+        for name, column in columns.items():
+            if name not in self._file or len(column) != len(signals):
+                raise ValueError(f"{name}: expected {len(signals)} rows of a column in every block, got {len(column)}")
+            extend(self._file[name], column)
+        if len({len(self._file[name]) for name in _column_names(self._file)}) > 1:
+            raise ValueError("labels, metadata: expected the columns of the first block, got fewer")
+
+
+def write_signals(
+    path: Path,
+    blocks: Iterable[NDArray[np.floating]],
+    labels: NDArray[np.integer] | None = None,
+    metadata: Mapping[str, NDArray[Any]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    compress: bool = False,
+) -> None:
+    """Write ``blocks`` of windows ``(B, T, C)`` as one file, with labels ``(N,)`` and metadata columns ``(N, …)``.
+
+    Raises ValueError when labels or metadata have another length than all blocks together.
+    """
+    columns, done = dict(metadata or {}), 0
+    with create_signals(path, attributes, compress=compress) as writer:
+        for block in blocks:
+            here = slice(done, done + len(block))
+            own = {name: np.asarray(column)[here] for name, column in columns.items()}
+            writer.append(block, None if labels is None else np.asarray(labels)[here], own)
+            done += len(block)
+        for name, column in (("labels", labels), *columns.items()):
+            if column is not None and len(column) != done:
+                raise ValueError(f"{name}: expected {done} rows as in the signals, got {len(column)}")
+
+
+class SignalsStore:
+    """A file of the plain form, read lazily: slicing reads only the chunks it touches.
+
+    ``signals`` is a dataset handle ``(N, T, C)``; ``labels (N,)`` and the metadata columns are handles too and may be
+    absent. Files of other origin are opened after a look by a child process; links to other places are refused.
+    """
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self.path, self._file = path, file
+        if not isinstance(file.get("signals"), h5py.Dataset) or file["signals"].ndim != 3:
+            raise InputRefused(Fault("E3007", "a dataset signals (N, T, C)", "none", file=str(path)))
+        self.signals: h5py.Dataset = file["signals"]
+        self.labels: h5py.Dataset | None = file.get("labels")
+        if self.labels is not None and len(self.labels) != len(self.signals):
+            found = f"{len(self.labels)} labels for {len(self.signals)} signals"
+            raise InputRefused(Fault("E3006", "one label for each signal", found, file=str(path)))
+
+    @classmethod
+    def open(cls, path: Path, verify: bool = True) -> SignalsStore:
+        """Open for reading; raises InputRefused as ``store_files.open_file``, and E3007 for another form."""
+        file = open_file(Path(path), verify)
+        try:
+            return cls(file, Path(path))
+        except InputRefused:
+            file.close()
+            raise
+        except (OSError, RuntimeError, KeyError, TypeError) as error:
+            file.close()
+            raise damaged(Path(path), error) from error
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def __enter__(self) -> SignalsStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def n_windows(self) -> int:
+        """Windows in the file, N."""
+        return len(self.signals)
+
+    @property
+    def metadata_names(self) -> tuple[str, ...]:
+        """Names of the metadata columns, sorted."""
+        group = self._file.get("metadata")
+        return tuple(sorted(k for k, v in group.items() if isinstance(v, h5py.Dataset))) if group is not None else ()
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the metadata group."""
+        return dict(self._file["metadata"].attrs) if "metadata" in self._file else {}
+
+    def metadata(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows [start, stop) of a metadata column; fixed-width texts come back as str objects."""
+        column = self._file["metadata"][name][start:stop]
+        if column.dtype.kind == "S":
+            return np.array([text.decode("utf-8") for text in column.ravel()], dtype=object).reshape(column.shape)
+        return column
+
+    def blocks(self, size: int = 4096) -> Iterator[NDArray[np.float32]]:
+        """Signals ``(B, T, C)`` float32, at most ``size`` windows at a time; the last block may be smaller."""
+        for start in range(0, len(self.signals), size):
+            try:
+                yield self.signals[start : start + size].astype(np.float32, copy=False)
+            except (OSError, RuntimeError) as error:
+                raise damaged(self.path, error) from error
+
+
+def _column_names(file: h5py.File) -> list[str]:
+    plain = [name for name in ("signals", "labels") if name in file]
+    return plain + [f"metadata/{name}" for name in file["metadata"]]
+
+
+def _bytes(column: NDArray[Any]) -> NDArray[Any]:
+    """Texts as fixed-width UTF-8: HDF5 keeps texts of free width outside the datasets, where no checksum covers them."""
+    column = np.asarray(column)
+    if column.dtype.kind not in "OU":
+        return column
+    return np.char.encode(column.astype(str), "utf-8")
+
+
+def _texts_as_utf8(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of texts as HDF5 takes them; everything else as it is."""
+    text = h5py.string_dtype("utf-8")
+    return {
+        name: np.array(value, dtype=text)
+        if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+        else value
+        for name, value in attributes.items()
+    }

@@ -1,0 +1,175 @@
+"""Judge a model on rows that neither its fit nor its threshold saw: figures with intervals, baselines beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alerts.episodes import Episode
+from anomaly.baselines import energy_scores, knn_scores, pca_scores
+from anomaly.config import parse_duration
+from anomaly.data.contract import NORMAL
+from anomaly.data.labels import event_intervals, lead_kinds, segment_intervals
+from anomaly.data.quality import Finding
+from anomaly.data.readers import PlantLog, open_log
+from anomaly.data.store import WindowStore
+from anomaly.errors import Fault, InputRefused
+from anomaly.fitting import Fitted, PartScores, Progress, silent, stream_part
+from anomaly.intervals import Intervals, as_intervals
+from anomaly.metrics import Evaluation, ScoredPart
+from anomaly.metrics import evaluate as figures_of
+from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
+from pipelines.home import reports
+from pipelines.ingest import Ingested, log_files
+from pipelines.report import Report, write_report
+from pipelines.score import Trackers, scored_chunks
+
+PerAsset = dict[str, Intervals]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation, the report that shows it, and the episodes it counted."""
+
+    evaluation: Evaluation
+    report: Report
+    episodes: list[Episode]
+
+    def metrics(self) -> dict[str, float]:
+        """The finite figures under flat names, with their intervals and the baselines, as a tracker wants them."""
+        flat: dict[str, float] = {}
+        for name, figure in self.evaluation.figures.items():
+            flat |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+        for baseline, own in self.evaluation.baselines.items():
+            flat |= {f"baseline_{baseline}.{name}": figure.value for name, figure in own.items()}
+        return {k: float(v) for k, v in flat.items() if v is not None and np.isfinite(v)}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A model judged on a log of its own."""
+
+    evaluation: dict[str, Any]
+    report: Path
+    notices: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values."""
+        return {"evaluation": self.evaluation, "report": str(self.report), "notices": list(self.notices)}
+
+
+class Judge:
+    """Follows scored rows and keeps what the figures need: row-wise answers, episodes, baseline scores."""
+
+    def __init__(self, model: AnomalyModel) -> None:
+        self._model, self._trackers = model, Trackers(model)
+        self._baselines: dict[str, list[NDArray[np.float64]]] = {"row PCA": [], "5-NN": [], "energy": []}
+
+    def follow(self, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]) -> Iterator[tuple[ScoredRows, NDArray[np.int8]]]:
+        """Pass blocks of scored rows and their kinds on, remembering what they say."""
+        reference = self._model.reference
+        for rows, kind in blocks:
+            self._trackers.update(rows)
+            self._baselines["row PCA"].append(pca_scores(reference, rows.prepared))
+            self._baselines["5-NN"].append(knn_scores(reference, rows.prepared))
+            self._baselines["energy"].append(energy_scores(rows.prepared))
+            yield rows, kind
+
+    def judge(self, scored: PartScores, events: PerAsset, notes: Sequence[str] = ()) -> tuple[Evaluation, list[Episode]]:
+        """All figures of the rows that were followed."""
+        model = self._model
+        part = ScoredPart(
+            asset=scored.asset,
+            time=scored.time,
+            score=scored.score,
+            outcome=OUTCOMES[scored.outcome],
+            kind=scored.kind,
+            events=events,
+            period_us=model.contract.period_us,
+            lead_us=parse_duration(model.settings.window.lead),
+            max_gap_us=model.max_gap_us,
+            part=scored.part,
+        )
+        episodes = self._trackers.finish()
+        spans: dict[str, list[tuple[int, int]]] = {str(a): [] for a in dict.fromkeys(scored.asset)}
+        for e in episodes:
+            spans[e.asset].append((e.start_us, e.end_us + 1))
+        evaluation = figures_of(
+            part,
+            model.threshold.value,
+            episodes={asset: as_intervals(own) for asset, own in spans.items()},
+            baseline_scores={name: np.concatenate([np.empty(0), *own]) for name, own in self._baselines.items()},
+            merge_gap_us=round(model.settings.episodes.merge_gap * model.contract.period_us),
+            notes=notes,
+            seed=model.settings.training.seed,
+        )
+        return evaluation, episodes
+
+
+def evaluate_store(
+    store: WindowStore, fitted: Fitted, prepared: Ingested, findings: list[Finding], progress: Progress = silent
+) -> Judged:
+    """Judge a fitted model on the test part of the store it was fitted on."""
+    judge = Judge(fitted.model)
+    blocks = ((rows, block.kind) for block, rows in stream_part(store, fitted.model, "test", progress))
+    scored = PartScores.collect("test", judge.follow(blocks))
+    events = {asset: events_inside(store, asset, "test") for asset in store.assets}
+    evaluation, episodes = judge.judge(scored, events)
+    report = training_report(store, fitted, prepared, findings, scored, evaluation, episodes)
+    return Judged(evaluation, report, episodes)
+
+
+def events_inside(store: WindowStore, asset: str, part: str) -> Intervals:
+    """The events of ``asset`` that begin in a part; a split never cuts one."""
+    events, (first, stop) = store.events(asset), store.part_rows(asset, part)
+    if stop <= first:
+        return events[:0]
+    edge = store.rows(asset, first, first + 1).time[0], store.rows(asset, stop - 1, stop).time[0]
+    return events[(events[:, 0] >= edge[0]) & (events[:, 0] <= edge[1])]
+
+
+def evaluate_log(
+    model: AnomalyModel, name: str, paths: Sequence[Path], report: Path | None, progress: Progress = silent
+) -> Evaluated:
+    """Judge a model on labelled logs; rows that it was fitted on are refused, whatever file they come from.
+
+    Raises InputRefused: E3105 without a label, E3302 when the model saw these rows in training.
+    """
+    progress("check", 0, 1)
+    log = open_log(log_files(paths), model.settings.log, contract=model.contract)
+    progress("check", 1, 1)
+    if model.contract.label is None or not log.label_counts.get(NORMAL):
+        raise InputRefused(Fault("E3105", "a labelled log", "no label column, or no normal row", "train with --label"))
+    judge = Judge(model)
+    labels = _log_rows(log, model, progress)
+    scored = PartScores.collect("evaluation log", judge.follow(labels))
+    scored, events = _with_leads(scored, model)
+    evaluation, episodes = judge.judge(scored, events)
+    target = report or reports() / f"evaluation-{log.fingerprint[:12]}.html"
+    write_report(target, log_report(model, name, log, scored, evaluation, episodes))
+    return Evaluated(evaluation.to_dict(), target, log.notices)
+
+
+def _log_rows(log: PlantLog, model: AnomalyModel, progress: Progress) -> Iterator[tuple[ScoredRows, NDArray[np.int8]]]:
+    done = 0
+    for chunk, rows in scored_chunks(log, model):
+        yield rows, chunk.label
+        done += len(chunk)
+        progress("score", done, log.rows)
+
+
+def _with_leads(scored: PartScores, model: AnomalyModel) -> tuple[PartScores, PerAsset]:
+    """Row kinds with the model's lead before each event, and the events, per asset."""
+    kind, events = scored.kind.copy(), {}
+    for asset in dict.fromkeys(scored.asset):
+        mine = np.flatnonzero(scored.asset == asset)
+        time, label = scored.time[mine], scored.kind[mine]
+        pieces = segment_intervals(time, model.max_gap_us)
+        kind[mine] = lead_kinds(time, label, pieces, parse_duration(model.settings.window.lead))
+        events[str(asset)] = event_intervals(time, label, pieces)
+    return replace(scored, kind=kind), events
