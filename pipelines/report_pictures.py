@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from anomaly.intervals import Intervals
@@ -75,21 +75,22 @@ def precision_recall(score: NDArray[np.floating], positive: NDArray[np.bool_], t
     if problem := ranking_problem(score, positive):
         return Picture(title, f"No curve for the {part} part: {problem}.")
     precision, recall, values = pr_curve(score, positive)
-    at = int(np.argmin(np.abs(values - threshold)))
-    at = min(int(np.searchsorted(values, threshold)), len(values) - 1) if values[at] != threshold else at
+    at = int(np.searchsorted(values, threshold))
+    said = f"threshold {threshold:.2f}: above every score"
+    if at < len(values):
+        said = f"threshold {threshold:.2f}: precision {precision[at]:.2f}, recall {recall[at]:.2f}"
     share = float(np.mean(positive[np.isfinite(score)]))
 
     def draw(canvas: Canvas) -> None:
         ax = canvas.add_subplot()
         x, y = _thin(recall, precision)
-        ax.step(x, y, where="pre", color=BLUE, label="model")
+        ax.step(x, y, where="post", color=BLUE, label="model")
         ax.axhline(share, color=GREY, ls="--", lw=1, label=f"random ({share:.2g})")
-        said = f"threshold {threshold:.2f}: precision {precision[at]:.2f}, recall {recall[at]:.2f}"
-        ax.plot(recall[at], precision[at], "o", color=RED, ms=8, label=said, zorder=5, clip_on=False)
+        ax.plot(recall[at : at + 1], precision[at : at + 1], "o", color=RED, ms=8, label=said, zorder=5, clip_on=False)
         _unit_axes(ax, "recall (share of positive rows flagged)", "precision (share of flags right)")
         _legend_below(ax)
 
-    text = f"Precision against recall; at the threshold {precision[at]:.2f} and {recall[at]:.2f}, random {share:.2g}."
+    text = f"Precision against recall; {said}; random {share:.2g}."
     return _picture(title, text, draw, _SQUARE)
 
 
@@ -111,7 +112,9 @@ def receiver_operating(
         _unit_axes(ax, "false positive rate (share of normal rows flagged)", "recall (share of positive rows flagged)")
         _legend_below(ax)
 
-    return _picture(title, f"Recall against false positive rate; area under the curve {area:.3f}, random 0.5.", draw, _SQUARE)
+    return _picture(
+        title, f"Recall against false positive rate; area under the curve {area:.3f}, random 0.5.", draw, _SQUARE
+    )
 
 
 def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture:
@@ -130,6 +133,7 @@ def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture
         _spans(ax, series)
         if top > 10 * max(threshold, 1):
             ax.set_yscale("symlog", linthresh=max(threshold, 1))
+            _plain_ticks(ax)
         ax.set_ylim(bottom=min(0.0, float(np.nanmin(score))), top=max(top, threshold) * 1.08)
         ax.set_ylabel("score (−log10 of\ntail probability)")
         ax.set_xlabel("time (UTC)")
@@ -146,7 +150,7 @@ def lead_times(lead_s: Sequence[float], missed: int, part: str) -> Picture:
     if not lead_s:
         why = f"none of {missed} events was found" if missed else f"no event in the {part} part"
         return Picture(title, f"No lead times to show: {why}.")
-    scale, unit = _unit(max(abs(v) for v in lead_s))
+    scale, unit = duration_unit(max(abs(v) for v in lead_s))
     values = np.sort(np.asarray(lead_s, dtype=np.float64)) / scale
     early = int((values > 0).sum())
 
@@ -155,7 +159,7 @@ def lead_times(lead_s: Sequence[float], missed: int, part: str) -> Picture:
         edges = np.histogram_bin_edges(values, bins=min(20, max(5, len(values) // 2)))
         groups = [values[values > 0], values[values <= 0]]
         labels = [f"before the event ({early})", f"at its start or later ({len(values) - early})"]
-        ax.hist(groups, bins=edges, stacked=True, color=[GREEN, ORANGE], label=labels, edgecolor="white")
+        ax.hist(groups, bins=edges.tolist(), stacked=True, color=[GREEN, ORANGE], label=labels, edgecolor="white")
         ax.axvline(float(np.median(values)), color=RED, lw=1.5, label=f"median {np.median(values):.3g} {unit}")
         ax.set_xlabel(f"first alert before event start ({unit}; negative is late)")
         ax.set_ylabel("events")
@@ -179,7 +183,9 @@ def tag_shares(alerts: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Pic
         colours = [BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY]
         for column, name in enumerate(names):
             colour = GREY if name == "other" else colours[column]
-            ax.barh(range(len(alerts)), table[:, column], left=left, color=colour, edgecolor="white", label=_short(name))
+            ax.barh(
+                range(len(alerts)), table[:, column], left=left, color=colour, edgecolor="white", label=_short(name)
+            )
             left += table[:, column]
         ax.set_yticks(range(len(alerts)), [_short(label, 34) for label, _ in alerts])
         ax.invert_yaxis()
@@ -199,15 +205,20 @@ def training_curves(loss: Sequence[float], val_loss: Sequence[float], best_epoch
 
     def draw(canvas: Canvas) -> None:
         ax = canvas.add_subplot()
-        ax.plot(np.arange(1, len(loss) + 1), loss, color=BLUE, marker="." if len(loss) < 3 else "", label="training rows")
+        ax.plot(
+            np.arange(1, len(loss) + 1), loss, color=BLUE, marker="." if len(loss) < 3 else "", label="training rows"
+        )
         if len(val_loss):
             epochs = np.arange(1, len(val_loss) + 1)
-            ax.plot(epochs, val_loss, color=ORANGE, ls="-.", marker="." if len(loss) < 3 else "", label="validation rows")
+            ax.plot(
+                epochs, val_loss, color=ORANGE, ls="-.", marker="." if len(loss) < 3 else "", label="validation rows"
+            )
         if best_epoch is not None:
             ax.axvline(best_epoch, color=RED, lw=1, ls=":", label=f"kept: epoch {best_epoch}")
         finite = [v for v in (*loss, *val_loss) if math.isfinite(v)]
         if finite and min(finite) > 0 and max(finite) > 10 * min(finite):
             ax.set_yscale("log")
+            _plain_ticks(ax)
         ax.set_xlabel("epoch")
         ax.set_ylabel("loss")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -228,7 +239,7 @@ def decimate(
     n = len(time)
     if n > 2 * bins:
         edges = np.linspace(0, n, bins + 1).astype(int)
-        kept = np.concatenate([_extremes(score, a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+        kept = np.concatenate([_extremes(score, a, b) for a, b in itertools.pairwise(edges)])
     else:
         kept = np.arange(n)
     x, y = time[kept].astype(np.float64), score[kept].astype(np.float64)
@@ -268,8 +279,8 @@ def _spans(ax: Axes, series: AssetSeries) -> None:
     ):
         for i, (start, end) in enumerate(_dates(intervals.astype(np.float64)).reshape(-1, 2)):
             label = {"label": name} if i == 0 else {}
-            alpha = 0.35 if name == "event" else 1.0
-            ax.axvspan(start, end, low, high, color=colour, alpha=alpha, lw=0.8 if name == "alert" else 0.4, **label)
+            alpha = 0.5 if name == "event" else 1.0
+            ax.axvspan(start, end, low, high, color=colour, alpha=alpha, lw=0.8, **label)
 
 
 def _dates(time_us: NDArray[np.float64]) -> NDArray[np.datetime64]:
@@ -281,8 +292,14 @@ def _date_axis(ax: Axes, time: NDArray[np.int64]) -> None:
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     first, last = _dates(time[[0, -1]].astype(np.float64))
-    if last > first:
-        ax.set_xlim(first, last)
+    pad = np.timedelta64(0 if last > first else 30, "s")
+    ax.set_xlim(first - pad, last + pad)
+
+
+def _plain_ticks(ax: Axes) -> None:
+    """Numbers written out on a logarithmic axis: its own labels are formulas, which are switched off."""
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _unit_axes(ax: Axes, x: str, y: str) -> None:
@@ -299,10 +316,10 @@ def _thin(x: NDArray[np.float64], y: NDArray[np.float64], most: int = 1000) -> t
     return x[kept], y[kept]
 
 
-def _unit(seconds: float) -> tuple[float, str]:
+def duration_unit(seconds: float) -> tuple[float, str]:
     """The unit in which a duration reads well.
 
-    >>> _unit(7200)
+    >>> duration_unit(7200)
     (3600.0, 'h')
     """
     for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
@@ -313,7 +330,8 @@ def _unit(seconds: float) -> tuple[float, str]:
 
 def _short(text: str, width: int = 24) -> str:
     """``text`` on one line, cut to ``width`` with a mark."""
-    return textwrap.shorten(text, width, placeholder="…") if " " in text else text[: width - 1] + "…" * (len(text) >= width)
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _picture(title: str, text: str, draw: Callable[[Canvas], None], size: tuple[float, float]) -> Picture:

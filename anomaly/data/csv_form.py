@@ -26,12 +26,15 @@ class CsvForm:
 def infer(head: bytes, separator: str | None, decimal: str | None, name: str) -> CsvForm:
     """The form of the file ``name`` that begins with ``head``; declared marks win.
 
-    Raises InputRefused E3003 (no row under the header) or E3005 (not UTF-8), UsageError for an impossible mark.
+    Raises InputRefused E3003 (no row under the header), E3004 (no line at all)
+    or E3005 (not UTF-8), UsageError for an impossible mark.
     """
     separator = "\t" if separator in ("tab", "\\t") else separator
     _check_marks(separator, decimal)
     lines = _lines(head, name)
-    if len(lines) < 2:
+    if not lines:
+        raise InputRefused(Fault("E3004", "a header line", "no line end in the first megabyte", "", name))
+    if len(lines) < 2 and len(head) < 1 << 20:
         raise InputRefused(Fault("E3003", "at least one row under the header", "none", "", name))
     notices = []
     mark = separator or _separator(lines)

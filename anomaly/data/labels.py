@@ -44,7 +44,7 @@ def curve_shift_frame(frame: pd.DataFrame, shift_by: int, label: str = "y") -> p
     shifted, kept = curve_shift(frame[label].to_numpy(), shift_by)
     rest = frame.drop(columns=label).iloc[kept].copy()
     # The seed adds shifted columns, which pandas turns into floats, unless there is no shift at all.
-    rest.insert(0, label, shifted.astype(np.float64 if shift_by else frame[label].dtype))
+    rest.insert(0, label, shifted.astype(np.float64) if shift_by else shifted.astype(frame[label].to_numpy().dtype))
     return rest
 
 

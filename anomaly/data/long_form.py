@@ -23,7 +23,7 @@ from anomaly.data.profile import SHOWN, shown_time
 from anomaly.data.roles import near
 from anomaly.data.sources import ParquetSource, RawBatch, Source
 from anomaly.data.times import TimeReading, read_times
-from anomaly.data.values import LARGEST, is_text, numbers, plain, texts
+from anomaly.data.values import LARGEST, cell, is_text, numbers, plain, texts
 from anomaly.errors import Fault, InputRefused
 
 TAG_NAMES = ("tag", "tagname", "tag_name", "point", "sensor", "name")
@@ -190,7 +190,7 @@ class _Normaliser:
         raw = plain(batch.columns[self.time])
         times = read_times(raw, self.reading)
         for row, code, expected in times.problems:
-            self._fault(source, code, expected, raw[row].as_py(), self.time, source.data_row(batch.first + row))
+            self._fault(source, code, expected, cell(raw, row), self.time, source.data_row(batch.first + row))
         read = times.zoned >= 0
         if read.any():
             first, last = int(times.us[read].min()), int(times.us[read].max())
@@ -199,7 +199,7 @@ class _Normaliser:
             kind = bool(times.zoned[read][0]) if facts.zoned is None else facts.zoned
             for row in np.flatnonzero(times.zoned == int(not kind))[:1]:
                 place = source.data_row(batch.first + int(row))
-                self._fault(source, "E3201", "times of one kind", raw[int(row)].as_py(), self.time, place)
+                self._fault(source, "E3201", "times of one kind", cell(raw, int(row)), self.time, place)
             facts.zoned = kind
         return times.us, read
 
@@ -207,7 +207,7 @@ class _Normaliser:
         self, source: Source, batch: RawBatch, column: str, wrong: NDArray[np.bool_], code: str, expected: str
     ) -> None:
         for row in np.flatnonzero(wrong)[:SHOWN]:
-            found = batch.columns[column][int(row)].as_py()
+            found = cell(batch.columns[column], int(row))
             self._fault(source, code, expected, found, column, source.data_row(batch.first + int(row)))
 
     def _fault(self, source: Source, code: str, expected: str, found: object, column: str, row: int) -> None:

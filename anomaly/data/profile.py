@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from anomaly.data.order import Column, OrderFindings, RowOrder
 from anomaly.data.sources import RawBatch, Source
 from anomaly.data.times import TimeReading, read_times
-from anomaly.data.values import LARGEST, is_number, is_text, numbers, plain, texts
+from anomaly.data.values import LARGEST, cell, is_number, is_text, numbers, plain, texts
 from anomaly.errors import Fault
 
 #: Of each kind of fault in a column the first ten rows are named.
@@ -150,7 +150,7 @@ def note(rows: Rows, mask: NDArray[np.bool_], raw: pa.Array, place: Callable[[in
     """Add the first rows of ``mask`` to ``rows``, with their cells, up to ten in all."""
     if len(rows) < SHOWN and mask.any():
         for i in np.flatnonzero(mask)[: SHOWN - len(rows)]:
-            rows.append((place(int(i)), raw[int(i)].as_py()))
+            rows.append((place(int(i)), cell(raw, int(i))))
 
 
 def _mask(array: pa.Array) -> NDArray[np.bool_]:
@@ -214,10 +214,10 @@ def _times(
     times = read_times(raw, reading.times)
     for row, code, expected in times.problems:
         hint = "name its form with --time-format" if code == "E3204" else ""
-        _time_fault(profile, code, expected, plain(raw)[row].as_py(), hint, reading.time, place(row))
+        _time_fault(profile, code, expected, cell(plain(raw), row), hint, reading.time, place(row))
     for row in _changes(times.zoned, profile.zoned):
         expected = "times with a zone, as in the rows before" if profile.zoned else "times without a zone, as before"
-        _time_fault(profile, "E3201", expected, plain(raw)[row].as_py(), "", reading.time, place(row))
+        _time_fault(profile, "E3201", expected, cell(plain(raw), row), "", reading.time, place(row))
     read = times.zoned[times.zoned >= 0]
     if profile.zoned is None and len(read):
         profile.zoned = bool(read[0])

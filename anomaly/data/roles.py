@@ -130,8 +130,8 @@ def _declared(roles: Roles, profiles: list[FileProfile], settings: LogSettings) 
         return
     without = [p for p in profiles if label not in p.source.columns]
     if len(without) == len(profiles):
-        columns = [c for p in profiles for c in p.source.columns]
-        hint = near(label, columns) or "the label column is optional: without it every row is taken as normal"
+        seen = [c for p in profiles for c in p.source.columns]
+        hint = near(label, seen) or "the label column is optional: without it every row is taken as normal"
         roles.faults.append(Fault("E3105", "the label column", "no such column", hint, profiles[0].source.name, label))
         return
     roles.label = label

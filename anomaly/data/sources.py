@@ -6,6 +6,7 @@ A source knows its file, its columns and which data row a batch starts at. What 
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -152,6 +153,8 @@ class CsvSource(Source):
         form = csv_form.infer(head, settings.separator, settings.decimal, self.name)
         self.separator, self.decimal = form.separator, form.decimal
         self.notices += form.notices
+        if not self._ends_with_line_end():
+            self.notices.append("the last line has no line end: if the file was cut, its last value may be short")
         self._fields = len(form.header)
         self._skipped: set[int] = set()
         self._named([(raw, pa.string()) for raw in form.header])
@@ -206,6 +209,11 @@ class CsvSource(Source):
             return Fault("E3005", "UTF-8 text", "other bytes", hint, self.name, row=self._undecodable())
         hint = "look for a quote that never closes"
         return Fault("E3004", f"lines of {self._fields} fields", text[:120], hint, self.name)
+
+    def _ends_with_line_end(self) -> bool:
+        with self.path.open("rb") as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) in (b"\n", b"\r")
 
     def _undecodable(self) -> int | None:
         with self.path.open("rb") as stream:

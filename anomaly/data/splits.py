@@ -119,7 +119,9 @@ class _Cuts:
     def at(cls, rows: NDArray[np.int64], time: Any, whole: Intervals, purge_us: int) -> _Cuts:
         """Cuts at ``rows`` with the purge gap after them; an event that the gap touches falls into it whole."""
         n = len(time)
-        start = np.array([bisect_left(time, int(time[r - 1]) + purge_us) if 0 < r < n else r for r in rows.tolist()])
+        start = np.array(
+            [max(r, bisect_left(time, int(time[r - 1]) + purge_us)) if 0 < r < n else r for r in rows.tolist()]
+        )
         if not len(whole):
             return cls(rows, rows, start, np.zeros(len(rows), dtype=np.int64))
         # Events are disjoint and sorted: those that reach beyond the cut and begin before the later part.

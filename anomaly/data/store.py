@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from anomaly.config import WindowSettings
 from anomaly.data.contract import LEAD, NORMAL, LogContract
-from anomaly.data.splits import PARTS, SplitPlan
+from anomaly.data.splits import SplitPlan
 from anomaly.data.store_blocks import RowBlock, WindowBatch, WindowBlock, kind_table, pooled
 from anomaly.data.store_files import damaged, get_json, open_file
 from anomaly.data.store_signals import SignalsStore, SignalsWriter, create_signals, write_signals

@@ -119,20 +119,19 @@ def pooled(
             yield from _batches(joined, order[:whole], batch_size)
             pool.append(joined.take(order[whole:]))
             filled = len(order) - whole
-    joined, order = _drained(pool, rng)
-    yield from _batches(joined, order, batch_size)
+    if filled:
+        yield from _batches(*_drained(pool, rng), batch_size)
 
 
-def _drained(pool: list[WindowBatch], rng: np.random.Generator) -> tuple[WindowBatch | None, NDArray[np.int64]]:
+def _drained(pool: list[WindowBatch], rng: np.random.Generator) -> tuple[WindowBatch, NDArray[np.int64]]:
     """Empty the pool into one batch and draw an order for it."""
-    joined = WindowBatch.join(pool) if pool else None
+    joined = WindowBatch.join(pool)
     pool.clear()
-    return joined, rng.permutation(len(joined) if joined is not None else 0)
+    return joined, rng.permutation(len(joined))
 
 
-def _batches(joined: WindowBatch | None, order: NDArray[np.int64], size: int) -> Iterator[WindowBatch]:
-    if joined is not None:
-        yield from (joined.take(order[i : i + size]) for i in range(0, len(order), size))
+def _batches(joined: WindowBatch, order: NDArray[np.int64], size: int) -> Iterator[WindowBatch]:
+    yield from (joined.take(order[i : i + size]) for i in range(0, len(order), size))
 
 
 def kind_table(kind: NDArray[np.int8]) -> dict[int, int]:

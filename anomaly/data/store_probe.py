@@ -23,7 +23,7 @@ _CHUNK_BYTES = 64 << 20
 _ADDRESS_SPACE, _CPU_SECONDS = 4 << 30, 60
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
+class Refusal(Exception):
     """The file must not be opened: ``code`` as in errors.CODES, what was expected, what was found."""
 
     def __init__(self, code: str, expected: str, found: str) -> None:

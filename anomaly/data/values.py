@@ -62,6 +62,14 @@ def plain(array: pa.Array) -> pa.Array:
     return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
+def cell(array: pa.Array, row: int) -> object:
+    """One cell as a Python value, for refusals; a time stamp beyond year 9999 as its bare number."""
+    try:
+        return array[row].as_py()
+    except (OverflowError, ValueError):
+        return array[row].cast(pa.int64()).as_py()
+
+
 def numbers(array: pa.Array, *, decimal: str = ".", nan_is_bad: bool = False) -> Numbers:
     """A column ``(n,)`` as Numbers. With ``nan_is_bad`` a float NaN (not a null) stands for bad quality.
 

@@ -21,10 +21,14 @@ def test_s55_layers_are_those_of_the_source_with_a_linear_output():
 
 
 def test_s55_negative_values_can_be_drawn_again(tmp_path):
-    windows = np.full((256, 1, 3), -2.0, np.float32) + np.random.default_rng(0).normal(0, 0.05, (256, 1, 3)).astype("f4")
+    windows = np.full((256, 1, 3), -2.0, np.float32) + np.random.default_rng(0).normal(0, 0.05, (256, 1, 3)).astype(
+        "f4"
+    )
     encoder = DenseAutoencoder(activity_l1=0.0)
     training = TrainingSettings(epochs=60, batch_size=32, learning_rate=1e-2, patience=60)
-    encoder.fit(lambda e: iter([windows]), lambda e: iter([windows]), window_shape=(1, 3), training=training, workdir=tmp_path)
+    encoder.fit(
+        lambda e: iter([windows]), lambda e: iter([windows]), window_shape=(1, 3), training=training, workdir=tmp_path
+    )
     assert encoder.reconstruct(windows).mean() == pytest.approx(-2, abs=0.3)
 
 

@@ -86,7 +86,9 @@ def test_s62_confusion_identities_hold_with_unscorable_rows_apart() -> None:
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-def test_s62_rates_of_any_confusion_lie_between_zero_and_one_or_are_undefined(tp: int, fp: int, fn: int, tn: int) -> None:
+def test_s62_rates_of_any_confusion_lie_between_zero_and_one_or_are_undefined(
+    tp: int, fp: int, fn: int, tn: int
+) -> None:
     c = Confusion(tp, fp, fn, tn)
     for value, below in ((c.precision, tp + fp), (c.recall, tp + fn), (c.false_positive_rate, fp + tn)):
         assert (0 <= value <= 1) if below else math.isnan(value)
@@ -221,7 +223,12 @@ def test_no_interval_is_claimed_where_resampling_says_nothing() -> None:
     held = bootstrap_interval(lambda d: d @ np.arange(9.0), 9, holding=1)
     same = bootstrap_interval(lambda d: np.ones(len(d)), 50)
     lost = bootstrap_interval(lambda d: np.full(len(d), np.nan), 50)
-    for interval, reason in ((few, "2 independent"), (held, "1 independent"), (same, "same value"), (lost, "undefined")):
+    for interval, reason in (
+        (few, "2 independent"),
+        (held, "1 independent"),
+        (same, "same value"),
+        (lost, "undefined"),
+    ):
         assert interval.low is None and interval.high is None
         assert reason in interval.reason
 
@@ -315,7 +322,10 @@ def test_few_events_get_the_exact_interval_and_it_is_named() -> None:
 
 
 def test_false_episodes_are_those_that_touch_no_event_lead_or_grace() -> None:
-    episodes = {"a": as_intervals([[0, 10], [60, 70], [150, 160], [205, 215], [400, 410]]), "b": as_intervals([[100, 110]])}
+    episodes = {
+        "a": as_intervals([[0, 10], [60, 70], [150, 160], [205, 215], [400, 410]]),
+        "b": as_intervals([[100, 110]]),
+    }
     false = false_episodes(episodes, {"a": as_intervals([[100, 200]])}, lead_us=35, grace_us=10)
     assert false["a"].tolist() == [[0, 10], [400, 410]]
     assert false["b"].tolist() == [[100, 110]]
@@ -523,7 +533,9 @@ def test_a_random_split_is_called_a_random_split() -> None:
 @given(st.data())
 def test_any_mixture_of_kinds_and_outcomes_is_evaluated_to_plain_json(data: st.DataObject) -> None:
     n = data.draw(st.integers(1, 40))
-    kind = np.array(data.draw(st.lists(st.sampled_from([UNKNOWN, NORMAL, EVENT, LEAD]), min_size=n, max_size=n)), np.int8)
+    kind = np.array(
+        data.draw(st.lists(st.sampled_from([UNKNOWN, NORMAL, EVENT, LEAD]), min_size=n, max_size=n)), np.int8
+    )
     outcome = np.array(data.draw(st.lists(st.sampled_from(["normal", "unscorable"]), min_size=n, max_size=n)), object)
     score = np.where(outcome == "unscorable", np.nan, np.arange(n) % 5)
     time = np.cumsum(data.draw(st.lists(st.sampled_from([1, 2, 50]), min_size=n, max_size=n))).astype(np.int64) * MINUTE

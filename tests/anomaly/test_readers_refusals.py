@@ -88,8 +88,8 @@ CASES = [
     Case("parquet without rows", parquet(time=STAMPS[:0], a=FLOATS[:0]), "E3003", name="log.parquet"),
     Case("utf-16", GOOD.encode("utf-16"), "E3005"),
     Case("latin-1", line(5, "2026-01-01 00:00:04,Überlast,2").encode("latin-1"), "E3005", row=5),
-    Case("latin-1 far into the file", (GOOD + rows(40) * 900 + "2026-01-01 00:00:59,\xe4,1\n").encode("latin-1"),
-         "E3005", row=36013),
+    Case("latin-1 far into the file", (GOOD + rows(40) * 1500 + "2026-01-01 00:00:59,\xe4,1\n").encode("latin-1"),
+         "E3005", row=60013),
     Case("hdf5", b"\x89HDF\r\n\x1a\n" + b"\x00" * 600, "E3007", hint="HDF5 store"),
     Case("zip", b"PK\x03\x04" + b"\x00" * 100, "E3007", hint="CSV"),
     Case("binary", bytes(range(256)) * 4 + b"\x00" * 200, "E3007"),
@@ -181,6 +181,12 @@ CASES = [
     Case("epoch undeclared", "time,a\n1767225600,1\n1767225601,2\n", "E3204", "time", 1, hint="--time-format"),
     Case("epoch in the wrong unit", "time,a\n1767225600000,1\n1767225601000,2\n", "E3207", "time", 1,
          LogSettings(time_format="epoch_s")),
+    Case("year 30000 in parquet", parquet(time=pa.array([0, 2**60, 2**61], pa.timestamp("us")), a=FLOATS[:3]), "E3207",
+         "time", 2, name="log.parquet"),
+    Case("epoch with underscores", "time,a\n1767225600,1\n1767225601.5,2\n1_767_225_602,3\n", "E3204", "time", 3,
+         LogSettings(time_format="epoch_s")),
+    Case("asset column nested", parquet(time=STAMPS, unit=pa.array([["A"]] * 12), a=FLOATS), "E3107", "unit",
+         settings=LogSettings(asset="unit"), name="log.parquet"),
     Case("year 1969", line(1, "1969-12-31 23:59:59,1,2"), "E3207", "time", 1),
     Case("declared form does not fit", line(8, "2026-01-01,1,2"), "E3204", "time", 8,
          LogSettings(time_format="%Y-%m-%d %H:%M:%S")),
@@ -211,6 +217,14 @@ CASES = [
          "Level", contract=CONTRACT),
     Case("long: two tags alike", long("P,2026-01-01,1,192", "p,2026-01-01,1,192"), "E3103", "P"),
     Case("long: value column missing", GOOD, "E3101", settings=LogSettings(form="long", tag="Flow"), hint="--value"),
+    Case("long: times mixed", long("P,2026-01-01,1,192", "P,2026-01-02Z,1,192"), "E3201", "time", 2),
+    Case("long: zoned in one file only", long("P,2026-01-01,1,192"), "E3201", "time", name="a.csv",
+         others={"b.csv": long("P,2026-01-02Z,1,192")}),
+    Case("long: asset empty", long("P,A,2026-01-01,1", "P,,2026-01-02,1", head="tag,asset,time,value"), "E3113", "asset", 2),
+    Case("same time, other category", "time,grade,a\n2026-01-01,A,1\n2026-01-01,B,1\n", "E3206", "grade", 2,
+         LogSettings(categories=("grade",))),
+    Case("one endless line", "x" * 3_000_000, "E3004"),
+    Case("lines longer than a block", "time,a\n2026-01-01," + "1" * 9_000_000 + "\n2026-01-02,1\n", "E3004"),
     Case("long and wide mixed", long("P,2026-01-01,1,192"), "E3007", name="a.csv", others={"b.csv": GOOD}),
 ]  # fmt: skip
 
@@ -309,3 +323,28 @@ def test_a_parquet_cut_at_any_place_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data[:end])
         with pytest.raises(InputRefused, match="E3006"):
             open_log([path])
+
+
+def test_damaged_bytes_are_refused_or_read_and_never_crash(tmp_path: Path) -> None:
+    """Bytes turned over, cut out or put in at random places of a CSV and of a Parquet file."""
+    rng = np.random.default_rng(11)
+    csv = write(tmp_path, "whole.csv", GOOD).read_bytes()
+    whole = write(tmp_path, "whole.parquet", parquet(time=STAMPS, Pressure=FLOATS, Flow=FLOATS)).read_bytes()
+    refused = 0
+    for trial in range(160):
+        data = bytearray(csv if trial % 2 else whole)
+        place = int(rng.integers(len(data)))
+        if trial % 3 == 0:
+            data[place] ^= 1 << int(rng.integers(8))
+        elif trial % 3 == 1:
+            del data[place : place + int(rng.integers(1, 40))]
+        else:
+            data[place:place] = rng.choice([b'"', b",", b"\n", b"\x00", b"\xff", b"-", b"e9"])
+        path = tmp_path / ("damaged.csv" if trial % 2 else "damaged.parquet")
+        path.write_bytes(data)
+        try:
+            log = open_log([path])
+            assert sum(len(c) for c in log.chunks()) == log.rows
+        except InputRefused:
+            refused += 1
+    assert 80 < refused < 160

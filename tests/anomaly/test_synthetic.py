@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,10 @@ SMALL = SyntheticPlant(rows=3000, seed=3)
 @pytest.fixture(scope="module")
 def log() -> SyntheticLog:
     return generate(PLANT)
+
+
+def lines(table: pd.DataFrame) -> list[Any]:
+    return list(table.itertuples())
 
 
 def digest(log: SyntheticLog) -> str:
@@ -102,7 +107,7 @@ def standardised(log: SyntheticLog) -> pd.DataFrame:
 def test_the_precursor_shows_in_the_involved_tags_only(log: SyntheticLog) -> None:
     z = standardised(log)
     seen, others, before = [], [], []
-    for event in log.events[log.events["has_precursor"]].itertuples():
+    for event in lines(log.events[log.events["has_precursor"]]):
         rows = slice(event.row - event.precursor_rows, event.row)
         seen.append(np.nanmean(z[list(event.tags)].iloc[rows]))
         others.append(np.nanmean(z.drop(columns=list(event.tags)).iloc[rows]))
@@ -114,9 +119,10 @@ def test_the_precursor_shows_in_the_involved_tags_only(log: SyntheticLog) -> Non
 def test_an_event_without_precursor_comes_unannounced(log: SyntheticLog) -> None:
     z = standardised(log)
     silent = log.events[~log.events["has_precursor"]]
-    lead = [np.nanmean(z[list(e.tags)].iloc[e.row - 6 : e.row]) for e in silent.itertuples()]
-    event = [np.nanmean(z[list(e.tags)].iloc[e.row]) for e in silent.itertuples()]
-    assert np.mean(lead) < 1.0 < 3.0 < np.mean(event)
+    lead = [np.nanmean(z[list(e.tags)].iloc[e.row - 6 : e.row]) for e in lines(silent)]
+    event = [np.nanmean(z[list(e.tags)].iloc[e.row]) for e in lines(silent)]
+    assert np.mean(lead) < 1.0
+    assert np.mean(event) > 3.0
 
 
 def test_nothing_of_an_event_or_disturbance_shows_outside_its_own_rows(log: SyntheticLog) -> None:
@@ -124,11 +130,11 @@ def test_nothing_of_an_event_or_disturbance_shows_outside_its_own_rows(log: Synt
     calm = generate(replace(PLANT, strength=0.0))
     allowed = np.zeros((len(log.frame), len(log.tags)), dtype=bool)
     place = {t: i for i, t in enumerate(log.tags)}
-    for e in log.events.itertuples():
+    for e in lines(log.events):
         allowed[e.row - e.precursor_rows : e.row + 1, [place[t] for t in e.tags]] = True
-    for d in log.disturbances.itertuples():
+    for d in lines(log.disturbances):
         allowed[d.row : d.row + d.rows, [place[t] for t in d.tags]] = True
-    for f in log.frozen.itertuples():
+    for f in lines(log.frozen):
         allowed[f.row : f.row + f.rows, place[f.tag]] = True
     ours, theirs = (g.frame[list(g.tags)].to_numpy() for g in (log, calm))
     differs = ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
@@ -182,7 +188,7 @@ def test_a_daily_cycle_is_there(log: SyntheticLog) -> None:
 
 def test_frozen_sensors_repeat_one_value(log: SyntheticLog) -> None:
     assert len(log.frozen) == 6
-    for f in log.frozen.itertuples():
+    for f in lines(log.frozen):
         assert f.rows >= 60
         assert log.frame[f.tag].iloc[f.row : f.row + f.rows].dropna().nunique() == 1
 

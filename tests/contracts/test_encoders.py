@@ -27,7 +27,9 @@ def passes(epoch: int) -> Iterator[np.ndarray]:
     yield from np.array_split(WINDOWS, 8)
 
 
-def fitted(kind: type[Encoder], workdir: Path, training: TrainingSettings = TRAINING) -> tuple[Encoder, TrainingHistory]:
+def fitted(
+    kind: type[Encoder], workdir: Path, training: TrainingSettings = TRAINING
+) -> tuple[Encoder, TrainingHistory]:
     encoder = kind()
     return encoder, encoder.fit(passes, passes, window_shape=SHAPE, training=training, workdir=workdir)
 
