@@ -21,7 +21,7 @@ from anomaly.data.scaling import RowPreparer
 from anomaly.data.store import RowBlock, WindowBlock, WindowStore
 from anomaly.detectors import build_detector
 from anomaly.encoders import build_encoder
-from anomaly.encoders.training import TrainingHistory
+from anomaly.encoders.base import TrainingHistory
 from anomaly.errors import Fault, InputRefused
 from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows
 from anomaly.scores.calibration import TailCalibrator
@@ -109,7 +109,7 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     blocks = stream_part(store, model, "validation", progress)
     validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
     model.threshold = _pick_threshold(store, settings, validation)
-    model.canary = _canary(store)
+    model.canary, model.seen = _canary(store), _seen(store)
     return Fitted(model, history, _with_outcomes(validation, model.threshold))
 
 
@@ -140,7 +140,7 @@ class _PreparedWindows:
 
     def usable(self, block: WindowBlock) -> NDArray[np.bool_]:
         """Windows without an absent value."""
-        return ~self.preparer.absent(block.age).any(axis=(1, 2))
+        return np.asarray(~self.preparer.absent(block.age).any(axis=(1, 2)))
 
     def prepared(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.preparer.transform(values.reshape(-1, values.shape[-1])).reshape(values.shape)
@@ -228,7 +228,7 @@ def _pick_threshold(store: WindowStore, settings: Settings, validation: PartScor
 
 def _with_outcomes(part: PartScores, threshold: Threshold) -> PartScores:
     """The part judged anew by the threshold that was picked on it."""
-    outcome = np.where(part.outcome == UNSCORABLE, UNSCORABLE, part.score >= threshold.value)
+    outcome = np.where(part.outcome == UNSCORABLE, UNSCORABLE, part.score >= np.float32(threshold.value))
     return replace(part, outcome=outcome.astype(np.int8))
 
 
@@ -245,6 +245,18 @@ def _reference(store: WindowStore, preparer: RowPreparer, seed: int) -> NDArray[
             kept = np.sort(np.argpartition(keys, _REFERENCE_ROWS)[:_REFERENCE_ROWS])
             keys, rows = keys[kept], rows[kept]
     return rows
+
+
+def _seen(store: WindowStore) -> dict[str, tuple[int, int]]:
+    """First and last time, per asset, of the rows that a fit or a threshold looked at."""
+    spans = {}
+    for asset in store.assets:
+        ends = [store.part_rows(asset, part) for part in ("train", "validation")]
+        rows = [i for first, stop in ends if stop > first for i in (first, stop - 1)]
+        if rows:
+            times = [int(store.rows(asset, i, i + 1).time[0]) for i in rows]
+            spans[asset] = (min(times), max(times))
+    return spans
 
 
 def _canary(store: WindowStore) -> pd.DataFrame:

@@ -78,6 +78,7 @@ class AnomalyModel:
     max_gap_us: int
     reference: NDArray[np.float32]  # (m, C) a bounded sample of prepared normal training rows
     audits: dict[str, RowAudit] = field(default_factory=dict)
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # first and last time of what it learned from
     quality: dict[str, Any] = field(default_factory=dict)
     canary: pd.DataFrame = field(default_factory=pd.DataFrame)
     digest: str | None = None
@@ -118,6 +119,7 @@ class AnomalyModel:
             "threshold": self.threshold.to_dict(),
             "max_gap_us": self.max_gap_us,
             "audits": {name: audit.to_dict() for name, audit in self.audits.items()},
+            "seen": {asset: list(span) for asset, span in self.seen.items()},
             "quality": self.quality,
             "encoder_name": self.encoder.name,
             "detector_name": self.detector.name,
@@ -147,6 +149,7 @@ class AnomalyModel:
             max_gap_us=int(parts["max_gap_us"]),
             reference=arrays["reference/rows"],
             audits={name: RowAudit.from_dict(a) for name, a in parts["audits"].items()},
+            seen={asset: (int(first), int(last)) for asset, (first, last) in parts["seen"].items()},
             quality=parts["quality"],
         )
 
@@ -212,10 +215,11 @@ class StreamScorer:
         since = _rows_since_start(starts, state.since_start)
         windows = ending_windows(prepared, since, model.lookback, state.tail)
         raw, shares = model.raw_scores(windows)
-        unseen = self._mostly_absent(absent.any(axis=1), since, state)
-        score = model.calibrator.transform(raw)
+        absent_row = np.asarray(absent.any(axis=1))
+        unseen = self._mostly_absent(absent_row, since, state)
+        score = model.calibrator.transform(raw).astype(np.float32)
         outcome, reason = self._outcomes(score, absent, unseen, since, first_ever)
-        score = np.where(outcome == UNSCORABLE, np.nan, score).astype(np.float32)
+        score[outcome == UNSCORABLE] = np.nan
         shares[outcome == UNSCORABLE] = 0
         self._remember(state, time, prepared, since)
         named = np.full(len(time), asset, dtype=object)
@@ -223,14 +227,14 @@ class StreamScorer:
 
     def _outcomes(
         self,
-        score: NDArray[np.float64],
+        score: NDArray[np.float32],
         absent: NDArray[np.bool_],
         unseen: NDArray[np.bool_],
         since: NDArray[np.int64],
         first_ever: bool,
     ) -> tuple[NDArray[np.int8], NDArray[np.object_]]:
         """Three outcomes and why. A row with an absent value, or the first after a gap, is never called normal."""
-        outcome = np.where(score >= self.model.threshold.value, ANOMALOUS, NORMAL_ROW)
+        outcome = np.where(score >= np.float32(self.model.threshold.value), ANOMALOUS, NORMAL_ROW)
         reason = np.full(len(score), "", dtype=object)
         reason[since < self.model.lookback - 1] = WARM_UP
         gap = since == 0
@@ -317,4 +321,4 @@ def chunk_from_frame(frame: pd.DataFrame, contract: LogContract) -> LogChunk:
     asset = frame[contract.asset].astype(str).to_numpy(dtype=object) if named else np.full(n, ONE_ASSET, dtype=object)
     values = frame[list(contract.tags)].to_numpy(dtype=np.float32, na_value=np.nan)
     blank = np.full((n, len(contract.categories)), "", dtype=object)
-    return LogChunk(np.arange(n), time, asset, values, blank, np.zeros(n, np.int8), ~np.isfinite(values))
+    return LogChunk(np.arange(n, dtype=np.int64), np.asarray(time, np.int64), asset, values, blank, np.zeros(n, np.int8), ~np.isfinite(values))

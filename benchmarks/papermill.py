@@ -144,8 +144,8 @@ def table(protocol: str, parts: dict[str, Rows], scores: dict[str, Scores]) -> l
     lines.append(f"  {'method':<18} {'AUC':<20} {'AP':<22} {f'recall at {FPR:.1%} false positives':<34}")
     for method, own in scores.items():
         cells = [
-            _cell(lambda s, p: roc_auc(s, p), own, positive),
-            _cell(lambda s, p: average_precision(s, p), own, positive),
+            _cell(roc_auc, own, positive),
+            _cell(average_precision, own, positive),
             _cell(lambda s, p: recall_at_fpr(s, p, FPR), own, positive),
         ]
         found = round(recall_at_fpr(own, positive, FPR) * positive.sum())

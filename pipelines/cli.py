@@ -97,7 +97,7 @@ def with_log_flags(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [p for p in own.parameters.values() if p.name != "settings"] + list(shared.parameters.values())
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]  # typer would read the flags of the bare command
+    del run.__wrapped__  # typer would read the flags of the bare command
     return run
 
 

@@ -71,7 +71,7 @@ def _write(plant: SyntheticLog, folder: Path) -> tuple[Path, Path]:
 def _leads(plant: SyntheticLog, scored: Scored) -> str:
     """How early the alerts of the new days came, counted against the planted events."""
     cut = plant.frame["time"].iloc[int(len(plant.frame) * 0.8)]
-    events = pd.DatetimeIndex([e.time for e in plant.events if e.time >= cut]).as_unit("us").asi8
+    events = pd.DatetimeIndex(plant.events["time"][plant.events["time"] >= cut]).as_unit("us").asi8
     starts = np.array([e.start_us for e in scored.episodes], dtype=np.int64)
     lead = parse_duration(LEAD)
     leads = [

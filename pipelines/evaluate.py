@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from alerts.episodes import Episode
 from anomaly.baselines import energy_scores, knn_scores, pca_scores
 from anomaly.config import parse_duration
-from anomaly.data.contract import NORMAL
+from anomaly.data.contract import NORMAL, UNKNOWN
 from anomaly.data.labels import event_intervals, lead_kinds, segment_intervals
 from anomaly.data.quality import Finding
 from anomaly.data.readers import PlantLog, open_log
@@ -27,6 +27,7 @@ from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
 from pipelines.home import reports
 from pipelines.ingest import Ingested, log_files
 from pipelines.report import Report, write_report
+from pipelines.report_data import events_inside, log_report, training_report
 from pipelines.score import Trackers, scored_chunks
 
 PerAsset = dict[str, Intervals]
@@ -42,7 +43,7 @@ class Judged:
 
     def metrics(self) -> dict[str, float]:
         """The finite figures under flat names, with their intervals and the baselines, as a tracker wants them."""
-        flat: dict[str, float] = {}
+        flat: dict[str, float | None] = {}
         for name, figure in self.evaluation.figures.items():
             flat |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
         for baseline, own in self.evaluation.baselines.items():
@@ -70,7 +71,9 @@ class Judge:
         self._model, self._trackers = model, Trackers(model)
         self._baselines: dict[str, list[NDArray[np.float64]]] = {"row PCA": [], "5-NN": [], "energy": []}
 
-    def follow(self, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]) -> Iterator[tuple[ScoredRows, NDArray[np.int8]]]:
+    def follow(
+        self, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]
+    ) -> Iterator[tuple[ScoredRows, NDArray[np.int8]]]:
         """Pass blocks of scored rows and their kinds on, remembering what they say."""
         reference = self._model.reference
         for rows, kind in blocks:
@@ -80,7 +83,9 @@ class Judge:
             self._baselines["energy"].append(energy_scores(rows.prepared))
             yield rows, kind
 
-    def judge(self, scored: PartScores, events: PerAsset, notes: Sequence[str] = ()) -> tuple[Evaluation, list[Episode]]:
+    def judge(
+        self, scored: PartScores, events: PerAsset, notes: Sequence[str] = ()
+    ) -> tuple[Evaluation, list[Episode]]:
         """All figures of the rows that were followed."""
         model = self._model
         part = ScoredPart(
@@ -120,25 +125,16 @@ def evaluate_store(
     scored = PartScores.collect("test", judge.follow(blocks))
     events = {asset: events_inside(store, asset, "test") for asset in store.assets}
     evaluation, episodes = judge.judge(scored, events)
-    report = training_report(store, fitted, prepared, findings, scored, evaluation, episodes)
+    report = training_report(store, fitted, prepared, findings, scored, evaluation, episodes, events)
     return Judged(evaluation, report, episodes)
-
-
-def events_inside(store: WindowStore, asset: str, part: str) -> Intervals:
-    """The events of ``asset`` that begin in a part; a split never cuts one."""
-    events, (first, stop) = store.events(asset), store.part_rows(asset, part)
-    if stop <= first:
-        return events[:0]
-    edge = store.rows(asset, first, first + 1).time[0], store.rows(asset, stop - 1, stop).time[0]
-    return events[(events[:, 0] >= edge[0]) & (events[:, 0] <= edge[1])]
 
 
 def evaluate_log(
     model: AnomalyModel, name: str, paths: Sequence[Path], report: Path | None, progress: Progress = silent
 ) -> Evaluated:
-    """Judge a model on labelled logs; rows that it was fitted on are refused, whatever file they come from.
+    """Judge a model on labelled logs; rows in the time that its fit or threshold saw are not judged.
 
-    Raises InputRefused: E3105 without a label, E3302 when the model saw these rows in training.
+    Raises InputRefused: E3105 without a label, E3302 when the model saw every row.
     """
     progress("check", 0, 1)
     log = open_log(log_files(paths), model.settings.log, contract=model.contract)
@@ -148,10 +144,11 @@ def evaluate_log(
     judge = Judge(model)
     labels = _log_rows(log, model, progress)
     scored = PartScores.collect("evaluation log", judge.follow(labels))
+    scored, notes = _without_seen(scored, model)
     scored, events = _with_leads(scored, model)
-    evaluation, episodes = judge.judge(scored, events)
+    evaluation, episodes = judge.judge(scored, events, notes)
     target = report or reports() / f"evaluation-{log.fingerprint[:12]}.html"
-    write_report(target, log_report(model, name, log, scored, evaluation, episodes))
+    write_report(target, log_report(model, name, log, scored, evaluation, episodes, events))
     return Evaluated(evaluation.to_dict(), target, log.notices)
 
 
@@ -161,6 +158,21 @@ def _log_rows(log: PlantLog, model: AnomalyModel, progress: Progress) -> Iterato
         yield rows, chunk.label
         done += len(chunk)
         progress("score", done, log.rows)
+
+
+def _without_seen(scored: PartScores, model: AnomalyModel) -> tuple[PartScores, list[str]]:
+    """Rows in the time that the model learned from, or took its threshold from, become unknown, and a note says so."""
+    seen = np.zeros(len(scored.time), dtype=bool)
+    for asset, (first, last) in model.seen.items():
+        seen |= (scored.asset == asset) & (scored.time >= first) & (scored.time <= last)
+    if seen.all():
+        hint = "judge the model on a later log"
+        raise InputRefused(
+            Fault("E3302", "rows that the model has not seen", "every row lies in its training time", hint)
+        )
+    note = f"{int(seen.sum())} rows lie in the time the model learned from: they are scored but not judged"
+    kind = np.where(seen, UNKNOWN, scored.kind).astype(np.int8)
+    return replace(scored, kind=kind), [note] if seen.any() else []
 
 
 def _with_leads(scored: PartScores, model: AnomalyModel) -> tuple[PartScores, PerAsset]:

@@ -193,9 +193,7 @@ def _count(run: Scored, rows: ScoredRows) -> None:
     run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
 
 
-def _batch(
-    log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: Coverage
-) -> BatchRecord:
+def _batch(log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: Coverage) -> BatchRecord:
     return BatchRecord(
         sha256=log.files[0].sha256 if len(log.files) == 1 else log.fingerprint,
         model=model.digest or model.contract.fingerprint(),

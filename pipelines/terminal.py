@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipelines.ingest import Ingested
     from pipelines.score import Scored
     from pipelines.train import Trained
-    from registry.catalogue import ModelRow
+    from registry.catalogue import ModelCard, ModelRow
 
 _STAGES = {
     "check": "checking the log",
@@ -36,7 +36,11 @@ _STAGES = {
     "register": "registering",
     "score": "scoring",
 }
+#: Columns of a table that goes to a file or a pipe; a terminal has its own width.
+_PIPE_WIDTH = 170
 _out, _err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+if not _out.is_terminal:
+    _out = Console(highlight=False, soft_wrap=True, width=_PIPE_WIDTH)
 
 
 def say(text: str) -> None:
@@ -127,21 +131,27 @@ def show_trained(done: Trained) -> None:
 
 
 def show_evaluation(evaluation: dict[str, Any]) -> None:
-    """Figures on the judged part, each with its interval and count, beside the baselines."""
+    """Figures on the judged part, each with its interval and count, beside the baselines; what is undefined is left
+    to the notes."""
     _out.print(
         f"judged on the {evaluation['part']} part: {evaluation['rows']} rows, {evaluation['positives']} positive, "
         f"{evaluation['events']} events"
     )
     baselines = evaluation.get("baselines", {})
-    table = _table("figure", "ours", "95 % interval", "counted", *baselines)
+    table = _table("figure", "ours", "95 % interval", *baselines, "counted")
     for name, figure in evaluation["figures"].items():
-        low, high = figure.get("low"), figure.get("high")
-        interval = f"{low:.3g} – {high:.3g}" if low is not None and high is not None else "–"
-        others = [_number((baselines[b].get(name) or {}).get("value")) for b in baselines]
-        table.add_row(escape(name), _number(figure["value"]), interval, str(figure.get("count", "")), *others)
+        if figure["value"] is not None:
+            others = [_number((own.get(name) or {}).get("value")) for own in baselines.values()]
+            label = name.replace("_", " ")
+            table.add_row(label, _number(figure["value"]), _interval(figure), *others, str(figure["count"]))
     _out.print(table)
     for note in evaluation.get("notes", ()):
         _out.print(f"[dim]note[/dim] {escape(note)}")
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    low, high = figure.get("low"), figure.get("high")
+    return "–" if low is None or high is None else f"{low:.3g} – {high:.3g}"
 
 
 def _number(value: float | None) -> str:
@@ -195,7 +205,7 @@ def show_models(rows: list[ModelRow]) -> None:
     _out.print(table)
 
 
-def show_model(row: ModelRow) -> None:
+def show_model(row: ModelCard) -> None:
     """One registered model."""
     _out.print(f"[bold]{escape(row.name)}[/bold] version {row.version} {', '.join(row.aliases)}")
     _out.print(f"created {row.created}, digest {row.digest}")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.config import Settings
-from anomaly.data.contract import NORMAL
 from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.store import WindowStore
 from anomaly.errors import Fault, UsageError
@@ -141,9 +140,7 @@ def _as_stored(settings: Settings, store: WindowStore) -> Settings:
 
 def _watch_quality(store: WindowStore, fitted: Fitted) -> list[Finding]:
     """Learn each sensor's usual behaviour from the normal training rows, then watch the whole log by rule."""
-    profile = QualityProfile.fit(
-        (block.as_chunk() for block in store.row_blocks("train")), store.contract, keep=lambda c: c.label == NORMAL
-    )
+    profile = QualityProfile.fit((block.as_chunk() for block in store.row_blocks("train")), store.contract)
     fitted.model.quality = profile.to_dict()
     watch = QualityWatch(profile, store.contract)
     for block in store.row_blocks():

@@ -44,9 +44,10 @@ class LogContract:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LogContract:
         """The contract from ``to_dict`` values."""
-        tupled = {k: tuple(values[k]) for k in ("tags", "categories") if k in values}
-        left_out = tuple((c, r) for c, r in values.get("left_out", ()))
-        return cls(**{**values, **tupled, "left_out": left_out})
+        known: dict[str, Any] = dict(values)
+        known |= {k: tuple(values[k]) for k in ("tags", "categories") if k in values}
+        known["left_out"] = tuple((c, r) for c, r in values.get("left_out", ()))
+        return cls(**known)
 
     def fingerprint(self) -> str:
         """Hex digest of what a model depends on: tags in order, categories and period."""

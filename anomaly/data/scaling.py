@@ -97,9 +97,9 @@ class RowPreparer:
         self.compress = compress
         self.audit_ = RowAudit()
         self.n_rows_ = 0
-        self.center_: NDArray[np.float64] | None = None
-        self.scale_: NDArray[np.float64] | None = None
-        self.hold_: NDArray[np.uint8] | None = None
+        self.center_, self.scale_ = np.empty(0), np.empty(0)
+        self.hold_ = np.empty(0, np.uint8)
+        self._finished = False
         self._moments: _Moments | None = None
 
     def partial_fit(
@@ -129,6 +129,7 @@ class RowPreparer:
             raise InputRefused(Fault("E3302", "normal rows to scale by", "none", "check the label column"))
         self.center_, self.scale_ = self._moments.center_and_scale()
         self.hold_ = usual_silence(self._moments.ages)
+        self._finished = True
         return self
 
     def transform(self, held: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -144,7 +145,7 @@ class RowPreparer:
         return age > self._fitted()[2]
 
     def _fitted(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]:
-        if self.center_ is None or self.scale_ is None or self.hold_ is None:
+        if not self._finished:
             raise RuntimeError("RowPreparer: expected finish() before use, found it still learning")
         return self.center_, self.scale_, self.hold_
 
@@ -161,6 +162,7 @@ class RowPreparer:
         made.n_rows_, made.audit_ = int(values["n_rows"]), RowAudit.from_dict(values["audit"])
         made.center_, made.scale_ = arrays["center"].astype(np.float64), arrays["scale"].astype(np.float64)
         made.hold_ = arrays["hold"].astype(np.uint8)
+        made._finished = True
         return made
 
 

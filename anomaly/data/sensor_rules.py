@@ -207,7 +207,11 @@ class RangeRule:
 
 
 class LevelSwapRule:
-    """swapped_pair by level: rows where two tags lie in each other's usual range, and neither in its own."""
+    """swapped_pair by level: rows where two tags lie in each other's usual range, and neither in its own.
+
+    Only tags whose usual ranges lie apart are judged: of nested ranges (two loads in percent) a busy hour of one looks
+    like the other.
+    """
 
     def __init__(self, asset: str, tags: tuple[TagProfile, ...]) -> None:
         self._asset, self._tags = asset, tags
@@ -221,12 +225,17 @@ class LevelSwapRule:
         together = odd[:, columns].astype(np.float32)
         for a, b in np.argwhere(np.triu(together.T @ together, 1) > 0):
             i, j = int(columns[a]), int(columns[b])
-            rows = np.flatnonzero(odd[:, i] & odd[:, j])
-            x, y = part.values[rows, i], part.values[rows, j]
-            rows = rows[_within(x, self._tags[j]) & _within(y, self._tags[i])]
-            if len(rows):
-                finder = self._open.setdefault((i, j), ClusterFinder(patience=_FEWEST_ODD))
-                yield from self._findings(i, j, finder.update(at[rows], part.time[rows], part.values[rows, i]))
+            if _apart(self._tags[i], self._tags[j]):
+                yield from self._update_pair(i, j, part, at, np.flatnonzero(odd[:, i] & odd[:, j]))
+
+    def _update_pair(
+        self, i: int, j: int, part: LogChunk, at: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> Iterator[Finding]:
+        x, y = part.values[rows, i], part.values[rows, j]
+        rows = rows[_within(x, self._tags[j]) & _within(y, self._tags[i])]
+        if len(rows):
+            finder = self._open.setdefault((i, j), ClusterFinder(patience=_FEWEST_ODD))
+            yield from self._findings(i, j, finder.update(at[rows], part.time[rows], part.values[rows, i]))
 
     def finish(self) -> Iterator[Finding]:
         """The stretches still open."""
@@ -297,6 +306,11 @@ def _beyond(values: NDArray[np.float32], usual: TagProfile, ranges: float) -> ND
 def _within(values: NDArray[np.float32], usual: TagProfile) -> NDArray[np.bool_]:
     margin = _ODD * usual.reach
     return np.asarray((values >= usual.low - margin) & (values <= usual.high + margin))
+
+
+def _apart(one: TagProfile, other: TagProfile) -> bool:
+    low, high = sorted((one, other), key=lambda t: t.low)
+    return high.low - low.high > _ODD * (high.reach + low.reach)
 
 
 def _sustained(cluster: Cluster, rows: int) -> bool:

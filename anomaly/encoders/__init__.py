@@ -8,13 +8,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 from anomaly.config import EncoderSettings
 from anomaly.encoders.base import Encoder
 from anomaly.errors import Fault, UsageError
 
-# TensorFlow prints its build flags on import; an engineer waiting for a result does not need them.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 #: Every encoder by name; the class is imported when it is asked for.
@@ -27,7 +30,26 @@ def encoder_class(name: str) -> type[Encoder]:
         near = difflib.get_close_matches(name, ENCODERS, n=1) or list(ENCODERS)
         raise UsageError(Fault("E2002", f"an encoder of {', '.join(ENCODERS)}", name, f"did you mean {near[0]}?"))
     module, _, attribute = ENCODERS[name].partition(":")
-    return cast(type[Encoder], getattr(importlib.import_module(module), attribute))
+    with _quiet_start():
+        return cast(type[Encoder], getattr(importlib.import_module(module), attribute))
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Keep a backend's build flags off the terminal: its libraries print them to the descriptor, before any log level
+    is heard, and an engineer waiting for a result cannot act on them. Errors still come as exceptions."""
+    if "keras" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def build_encoder(settings: EncoderSettings) -> Encoder:

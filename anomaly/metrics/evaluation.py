@@ -35,6 +35,7 @@ from anomaly.metrics.rows import (
 )
 
 _RANDOM_DRAWS = 20
+_RANKING = ("average_precision", "roc_auc", "recall_at_fpr")
 #: From this share of positive rows on, an alarm that is always on looks good, and the notes say so.
 _HIGH_PREVALENCE = 0.1
 _FEW = 5
@@ -226,14 +227,13 @@ class _Judge:
         finite = np.isfinite(values)
         s, p, block = values[finite], self.positive[finite], self.block[finite]
         count = f"{int(p.sum())} positive of {len(p)} scored rows"
-        names = ("average_precision", "roc_auc", "recall_at_fpr")
         if problem := ranking_problem(s, p):
-            return [undefined(name, problem, count, len(p)) for name in names]
+            return [undefined(name, problem, count, len(p)) for name in _RANKING]
         counts = ranking_counts(s, p, block, self.n_blocks)
         notes = {"recall_at_fpr": f"at a false positive rate of {COMPARED_FPR:.1%}"}
-        exact = dict(zip(names, (average_precision(s, p), roc_auc(s, p), recall_at_fpr(s, p)), strict=True))
+        exact = dict(zip(_RANKING, (average_precision(s, p), roc_auc(s, p), recall_at_fpr(s, p)), strict=True))
         made = []
-        for name in names:
+        for name in _RANKING:
             interval = bootstrap_interval(
                 lambda drawn, name=name: ranking_statistics(drawn @ counts[0], drawn @ counts[1])[name],  # type: ignore[misc]
                 self.n_blocks,
@@ -308,7 +308,7 @@ def _constant(judge: _Judge, flags: NDArray[np.bool_]) -> Figures:
     positives = int(judge.positive[scored].sum())
     if 0 < positives < int(scored.sum()):
         values = (positives / int(scored.sum()), 0.5, 0.0)
-        for name, value in zip(("average_precision", "roc_auc", "recall_at_fpr"), values, strict=True):
+        for name, value in zip(_RANKING, values, strict=True):
             made[name] = replace(made[name], value=value, method="by definition", note="of a constant score")
     if flags.any():
         reason = "an alarm that never ends cannot be counted in episodes; see its false positive rate"
@@ -320,14 +320,19 @@ def _random(judge: _Judge, k: int) -> Figures:
     """Rows flagged by lot, as many as the model flagged: mean of 20 seeded draws, and their 95 % range."""
     rng = np.random.default_rng(judge.seed)
     drawn: dict[str, list[float]] = {}
+    rows, positive = judge.counted & judge.scored, judge.positive[judge.scored[judge.counted]]
+    rankable = bool(positive.any() and not positive.all())
     for _ in range(_RANDOM_DRAWS):
         score = rng.random(len(judge.scored))
         flags = judge.highest(score, k)
         values = {own.name: own.value for own in judge.of_events(judge.intervals(flags))}
         matrix = judge.confusion(flags)
-        s, p = np.where(judge.scored, score, np.nan)[judge.counted], judge.positive
-        values |= {"average_precision": average_precision(s, p), "roc_auc": roc_auc(s, p)}
-        values |= {"recall_at_fpr": recall_at_fpr(s, p), "precision": matrix.precision, "recall": matrix.recall}
+        if rankable:
+            counts = ranking_counts(score[rows], positive, np.zeros(len(positive), np.int64), 1)
+            values |= {name: float(own[0]) for name, own in ranking_statistics(*counts).items()}
+        else:
+            values |= dict.fromkeys(_RANKING, math.nan)
+        values |= {"precision": matrix.precision, "recall": matrix.recall}
         values["false_positive_rate"] = matrix.false_positive_rate
         for name, value in values.items():
             drawn.setdefault(name, []).append(value)

@@ -151,8 +151,10 @@ def flag_intervals(
     asset: NDArray[np.object_], time: NDArray[np.int64], flags: NDArray[np.bool_], merge_gap_us: int = 0
 ) -> dict[str, Intervals]:
     """Flagged rows ``(n,)`` as intervals per asset; rows at most ``merge_gap_us`` apart are one episode."""
-    return {
-        str(name): merge(np.stack((own, own + 1), axis=1), merge_gap_us)
-        for name in dict.fromkeys(asset[flags].tolist())
-        for own in (time[flags & (asset == name)],)
-    }
+    found = {}
+    for name in dict.fromkeys(asset[flags].tolist()):
+        own = np.sort(time[flags & (asset == name)])
+        last = np.append(np.diff(own) > merge_gap_us + 1, True)
+        first = np.append(True, last[:-1])
+        found[str(name)] = np.stack((own[first], own[last] + 1), axis=1)
+    return found

@@ -57,8 +57,8 @@ def test_a_long_silence_saturates_and_keeps_its_value() -> None:
     assert np.concatenate((age, older))[[0, 254, 255, 256, 599], 0].tolist() == [0, 254, 255, 255, 255]
 
 
-def fit(values: np.ndarray, use: np.ndarray | None = None, size: int = 10**9, **options) -> RowPreparer:
-    preparer, state = RowPreparer(**options), None
+def fit(values: np.ndarray, use: np.ndarray | None = None, size: int = 10**9, compress: bool = True) -> RowPreparer:
+    preparer, state = RowPreparer(compress), None
     use = np.ones(len(values), bool) if use is None else use
     for at in range(0, len(values), size):
         rows = slice(at, at + size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -57,7 +59,7 @@ def test_s59_parts_are_ordered_purged_and_keep_events_whole(
     assert edges[0] == 0
     assert edges[-1] == n
     filled = [part for part in PARTS if parts[part][1] > parts[part][0]]
-    for earlier, later in zip(filled, filled[1:], strict=False):
+    for earlier, later in pairwise(filled):
         assert time[parts[later][0]] - time[parts[earlier][1] - 1] >= purge
     for a, b in events.tolist():
         touched = [part for part in PARTS if min(b, parts[part][1]) > max(a, parts[part][0])]

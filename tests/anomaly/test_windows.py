@@ -23,7 +23,9 @@ def since_starts(lengths: list[int]) -> np.ndarray:
 
 
 @given(SEGMENTS, st.integers(1, 6), st.integers(1, 4), st.data())
-def test_window_starts_equal_a_loop_and_come_in_blocks(lengths: list, lookback: int, stride: int, data) -> None:
+def test_window_starts_equal_a_loop_and_come_in_blocks(
+    lengths: list, lookback: int, stride: int, data: st.DataObject
+) -> None:
     pieces = intervals_of(lengths)
     expected = [s for a, b in pieces.tolist() for s in range(a, b - lookback + 1, stride)]
     assert window_starts(pieces, lookback, stride).tolist() == expected
