@@ -96,9 +96,9 @@ def _operation(at: NDArray[np.int64], grade: NDArray[np.int64], rng: np.random.G
     full = int(at[-1]) + 1
     loadings = rng.normal(0, 0.35, (6, SENSORS))
     factors = autoregressive(rng.standard_normal((full, 6)), 0.98)
-    noise = autoregressive(rng.standard_normal((full, SENSORS)), 0.8)
+    noise = autoregressive(rng.standard_normal((full, SENSORS)), 0.3)
     day = np.arange(full) * PERIOD_MINUTES // (24 * 60)
-    levels = 0.9 * autoregressive(rng.standard_normal((int(day[-1]) + 1, SENSORS)), 0.7)
+    levels = 0.5 * autoregressive(rng.standard_normal((int(day[-1]) + 1, SENSORS)), 0.7)
     shift = rng.normal(0, 0.4, (len(_GRADE_CODES), SENSORS))
     return np.asarray((factors @ loadings + 0.5 * noise + levels[day])[at] + shift[grade])
 
@@ -109,7 +109,7 @@ def _add_breaks(x: NDArray[np.float64], breaks: NDArray[np.int64], rng: np.rando
     direction = rng.choice([-1.0, 1.0], moved.shape)
     ramp = np.linspace(0.4, 1.0, _PRECURSOR_ROWS)[:, None]
     for row, kind in zip(breaks, rng.integers(0, _MODES, len(breaks)), strict=True):
-        size = rng.uniform(0.2, 1.4) * direction[kind]
+        size = rng.uniform(0.2, 1.6) * direction[kind]
         x[row - _PRECURSOR_ROWS : row, moved[kind]] += ramp * size
         x[row, moved[kind]] += 2.5 * direction[kind]
 

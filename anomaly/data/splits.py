@@ -22,7 +22,7 @@ _GRID = 100
 _NEAREST_EVENTS = 64
 
 # What a cut may cost, in shares of the log by which it moves away from where it was wanted.
-_NO_NORMAL_WINDOW, _NO_TEST_WINDOW, _EVENT_LOST, _THIN = 100.0, 10.0, 3.0, 2.0
+_NO_NORMAL_WINDOW, _NO_TEST_WINDOW, _EVENT_LOST, _THIN, _NO_EVENT = 100.0, 10.0, 3.0, 2.0, 0.15
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def plan_split(
     segments; window counts follow from them and ``lookback``.
 
     Promises: a part starts at least ``purge_us`` after the last row of the part before it; no event has rows on two
-    sides. A cut that would break an event moves to the nearest place that keeps events whole, and moves further when
-    the train or validation part would be left without its normal windows. Only where no such place exists is an
-    event purged, whole.
+    sides. A cut that would break an event moves to the nearest place that keeps events whole. It moves further where
+    the train or validation part would be left without its normal windows, and up to 15 % of the log to give
+    validation or test an event. Only where no such place exists is an event purged, whole.
     """
     n, whole = len(time), merge(events)
     if not n:
@@ -94,7 +94,7 @@ def plan_split(
     second_rows = np.array([n]) if shares.test <= 0 else _candidates(time, wanted[1], whole, purge_us)
     second = _Cuts.at(second_rows, time, whole, purge_us)
     count = _NormalWindows(normal, lookback)
-    cost = _cost(first, second, wanted, n, shares, count, lookback)
+    cost = _cost(first, second, wanted, n, shares, count, lookback) + _without_events(first, second, n, whole)
     i, j = np.unravel_index(int(np.argmin(cost)), cost.shape)
     start = int(first.start[i])
     # A log too short for three parts leaves the later ones empty.
@@ -184,6 +184,18 @@ def _cost(
     if shares.test > 0:
         cost += _NO_TEST_WINDOW * (n - second.start < lookback)[None, :]
     return cost + 10 * _NO_NORMAL_WINDOW * (second.row[None, :] < first.row[:, None])
+
+
+def _without_events(first: _Cuts, second: _Cuts, n: int, whole: Intervals) -> NDArray[np.float64]:
+    """What it costs, ``(k1, k2)``, that validation or test holds no event: no threshold or no figure can be had there."""
+
+    def none(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
+        ended = np.searchsorted(whole[:, 1], b, side="right")
+        return ended <= np.searchsorted(whole[:, 0], a, side="left")
+
+    validation = none(first.start[:, None], second.stop[None, :])
+    test = none(second.start, np.full_like(second.start, n))[None, :]
+    return _NO_EVENT * (validation.astype(np.float64) + test)
 
 
 def random_split(n: int, seed: int = 123, test: float = 0.2, validation: float = 0.2) -> dict[str, NDArray[np.int64]]:

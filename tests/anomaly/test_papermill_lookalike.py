@@ -49,10 +49,11 @@ def test_x28_is_a_grade_and_x61_a_flag(frame: pd.DataFrame) -> None:
 
 
 def test_levels_move_from_day_to_day(frame: pd.DataFrame) -> None:
-    """Levels vary between days about as much as values do within a day."""
+    """A day's first half says where its second half lies: 0 for a log without levels of the day."""
     x = frame[[s for s in SENSORS if s not in ("x28", "x61")]]
-    days = x.groupby(frame["time"].dt.date)
-    assert days.mean().std().median() > 0.8 * days.std().median().median()
+    halves = x.groupby([frame["time"].dt.date, frame["time"].dt.hour >= 12]).mean().unstack()
+    alike = [halves[s][False].corr(halves[s][True]) for s in x.columns]
+    assert np.median(alike) > 0.4
 
 
 def test_equal_seeds_give_equal_logs() -> None:
@@ -81,8 +82,8 @@ def test_a_random_split_of_rows_looks_better_than_a_chronological_one(frame: pd.
 
     chronological = auc(np.arange(len(x)))
     shuffled = auc(np.random.default_rng(0).permutation(len(x)))
-    assert 0.5 < chronological < shuffled - 0.05
-    assert shuffled < 0.9, "the precursor is weak"
+    assert 0.55 < chronological < 0.8, "the precursor is there, and weak"
+    assert shuffled > chronological + 0.1
 
 
 def test_csv_in_iso_times(tmp_path: Path) -> None:

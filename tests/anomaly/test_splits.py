@@ -74,8 +74,9 @@ def test_s59_without_events_the_cuts_are_where_they_were_asked() -> None:
 
 
 def test_s59_a_cut_inside_an_event_moves_to_its_nearer_side() -> None:
-    assert split(1000, [[590, 610]])["train"] == (0, 610)
-    early = split(1000, [[598, 640]])
+    later = [[700, 705], [900, 905]]
+    assert split(1000, [[590, 610], *later])["train"] == (0, 610)
+    early = split(1000, [[598, 640], *later])
     assert early["train"][1] + 15 <= early["validation"][0] <= 598
 
 
@@ -94,6 +95,15 @@ def test_s59_validation_keeps_normal_windows_when_an_event_fills_its_place() -> 
     normal = [r for r in range(first, stop) if not 600 <= r < 900]
     assert len(normal) >= 60
     assert parts["train"][1] - parts["train"][0] >= 300
+
+
+def test_s59_validation_and_test_get_an_event_where_one_is_near() -> None:
+    """Events at 58 %, 83 % and 95 %: cuts at 60 % and 80 % would leave validation with none."""
+    parts = split(1000, [[580, 585], [830, 835], [950, 955]])
+    assert parts["validation"][0] <= 580 or parts["validation"][1] >= 835
+    assert parts["test"][0] <= 950
+    far = split(1000, [[100, 105]])
+    assert far == split(1000, [])
 
 
 def test_s59_a_short_log_still_gets_train_and_validation() -> None:
