@@ -94,8 +94,9 @@ class AnomalyModel:
         for start in range(0, len(windows), _BATCH):
             block = windows[start : start + _BATCH]
             residual = block - self.encoder.reconstruct(block)
-            scores.append(self.detector.anomaly_score(residual))
-            shares.append(self.detector.shares(residual).astype(np.float32))
+            own = self.detector.shares(residual)
+            scores.append(own.sum(axis=1))
+            shares.append(own.astype(np.float32))
         return np.concatenate(scores), np.concatenate(shares)
 
     def stream(self) -> StreamScorer:
@@ -321,4 +322,5 @@ def chunk_from_frame(frame: pd.DataFrame, contract: LogContract) -> LogChunk:
     asset = frame[contract.asset].astype(str).to_numpy(dtype=object) if named else np.full(n, ONE_ASSET, dtype=object)
     values = frame[list(contract.tags)].to_numpy(dtype=np.float32, na_value=np.nan)
     blank = np.full((n, len(contract.categories)), "", dtype=object)
-    return LogChunk(np.arange(n, dtype=np.int64), np.asarray(time, np.int64), asset, values, blank, np.zeros(n, np.int8), ~np.isfinite(values))
+    row, label = np.arange(n, dtype=np.int64), np.zeros(n, np.int8)
+    return LogChunk(row, np.asarray(time, np.int64), asset, values, blank, label, np.zeros(values.shape, dtype=bool))

@@ -16,7 +16,9 @@ from anomaly.errors import AnomalyError
 
 if TYPE_CHECKING:
     from alerts.store import Alert
+    from anomaly.data.quality import Finding
     from anomaly.fitting import Progress as Report
+    from anomaly.scores.thresholds import Threshold
     from pipelines.demo import Demo
     from pipelines.evaluate import Evaluated
     from pipelines.ingest import Ingested
@@ -38,6 +40,7 @@ _STAGES = {
 }
 #: Columns of a table that goes to a file or a pipe; a terminal has its own width.
 _PIPE_WIDTH = 170
+_MOST_LINES = 20
 _out, _err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 if not _out.is_terminal:
     _out = Console(highlight=False, soft_wrap=True, width=_PIPE_WIDTH)
@@ -122,12 +125,20 @@ def show_trained(done: Trained) -> None:
     _out.print(
         f"[bold]model[/bold] {escape(done.name)} version {done.version}: {', '.join(done.aliases) or 'no alias'}"
     )
-    _out.print(f"threshold {done.threshold.value:.2f} ({escape(done.threshold.rule)}): {escape(done.threshold.note)}")
+    _out.print(f"threshold {_threshold(done.threshold)}")
     show_evaluation(done.evaluation)
     _out.print(f"report  {escape(str(done.report))}")
     if done.bundle:
         _out.print(f"bundle  {escape(str(done.bundle))}")
     _out.print(f"next    anomaly score LOG --model {escape(str(done.bundle or done.name))} --out scores.parquet")
+
+
+def _threshold(t: Threshold) -> str:
+    """The threshold with its past in one line."""
+    interval = f" (95 % interval {t.low:.2f} – {t.high:.2f})" if t.low is not None and t.high is not None else ""
+    origin = f"rule {t.rule} on {t.rows} {t.part} rows with {t.events} events" if t.rows else f"rule {t.rule}"
+    said = [f"{t.value:.2f}{interval}", origin, f"fallback: {t.fallback}" if t.fallback else "", t.note]
+    return escape("; ".join(part for part in said if part))
 
 
 def show_evaluation(evaluation: dict[str, Any]) -> None:
@@ -172,12 +183,23 @@ def show_scored(done: Scored) -> None:
     _out.print(f"{done.rows} rows: {outcomes} → {escape(str(done.out))}")
     for reason, n in done.reasons.most_common():
         _out.print(f"  {n} rows {escape(reason)}")
-    for f in done.findings[:20]:
-        _out.print(f"  sensor rule {f.kind}: {escape(f.asset)} {escape(f.tag or '')} {escape(f.detail)}")
-    if len(done.findings) > 20:
-        _out.print(f"  … {len(done.findings) - 20} more findings (--json lists all)")
+    _findings(done.findings)
     alerts = "recorded" if done.recorded else "nothing new to record"
     _out.print(f"{len(done.episodes)} episodes, {alerts}; next: anomaly alerts list")
+
+
+def _findings(findings: list[Finding]) -> None:
+    """What the sensor rules found, one line per rule, asset and tag: the first in words, the others counted."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for f in findings:
+        groups.setdefault((f.kind, f.asset, f.tag), []).append(f)
+    for (kind, asset, tag), own in list(groups.items())[:_MOST_LINES]:
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        place = " ".join(p for p in (asset, tag) if p)
+        said = f"  sensor rule {kind}: {place} at {moment(own[0].start_us)}, {own[0].detail}{more}"
+        _out.print(escape(said.replace("_", " ", kind.count("_"))))
+    if len(groups) > _MOST_LINES:
+        _out.print(f"  … {len(groups) - _MOST_LINES} more kinds of finding (--json lists all)")
 
 
 def show_demo(done: Demo) -> None:

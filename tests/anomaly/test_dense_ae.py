@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from anomaly.config import TrainingSettings
-from anomaly.detectors.reconstruction import reconstruction_error, sensor_shares
+from anomaly.detectors.reconstruction import (
+    ReconstructionDetector,
+    recency_weights,
+    reconstruction_error,
+    sensor_shares,
+)
 from anomaly.encoders.dense_ae import DenseAutoencoder, build
 from anomaly.encoders.training import load_weights, reconstruct
 
@@ -63,3 +68,13 @@ def test_training_stops_early_when_nothing_gets_better(tmp_path):
         window_shape=(2, 3), training=training, workdir=tmp_path,
     )  # fmt: skip
     assert len(history.val_loss) < 10
+
+
+def test_s55_recent_rows_weigh_more_and_the_weights_add_up_to_one():
+    weights = recency_weights(8, 2.0)
+    assert weights.sum() == pytest.approx(1) and weights[-1] == pytest.approx(2 * weights[-3])
+    residual = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
+    by_loop = [[sum(weights[t] * residual[b, t, c] ** 2 for t in range(8)) / 3 for c in range(3)] for b in range(5)]
+    np.testing.assert_allclose(sensor_shares(residual, weights), by_loop, rtol=1e-6)
+    with pytest.raises(ValueError, match="half_life"):
+        ReconstructionDetector(half_life=0)

@@ -8,4 +8,4 @@ from anomaly.encoders.base import Encoder
 from anomaly.encoders.dense_ae import DenseAutoencoder
 
 ENCODERS: list[type[Encoder]] = [DenseAutoencoder]
-DETECTORS: list[Detector] = [ReconstructionDetector()]
+DETECTORS: list[Detector] = [ReconstructionDetector(), ReconstructionDetector(half_life=None)]

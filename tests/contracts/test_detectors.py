@@ -13,7 +13,7 @@ from anomaly.errors import UsageError
 BLOCK = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
 
 
-@pytest.fixture(params=DETECTORS, ids=lambda d: d.name)
+@pytest.fixture(params=DETECTORS, ids=lambda d: f"{d.name}-{d.to_state()[0]}")
 def detector(request):
     return request.param.fit([BLOCK])
 
