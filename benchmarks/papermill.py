@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a file run by its path sees only its own folder
+
 from anomaly.baselines import knn_scores, pca_scores
-from anomaly.config import LogSettings, Settings, TrainingSettings
+from anomaly.config import EncoderSettings, LogSettings, Settings, TrainingSettings
 from anomaly.data.contract import EVENT, LogChunk
 from anomaly.data.labels import curve_shift
 from anomaly.data.readers import PlantLog, open_log
@@ -29,35 +32,92 @@ from anomaly.data.scaling import RowPreparer
 from anomaly.data.splits import random_split
 from anomaly.data.store import WindowStore, create_store
 from anomaly.detectors.reconstruction import reconstruction_error
-from anomaly.encoders.dense_ae import DenseAutoencoder
+from anomaly.encoders import build_encoder
+from anomaly.errors import AnomalyError, Fault, InputRefused
 from anomaly.fitting import PartScores, fit_model, positive_rows, stream_part
 from anomaly.metrics import average_precision, bootstrap_interval, recall_at_fpr, roc_auc, time_blocks
+from anomaly.metrics.rows import COMPARED_FPR, ranking_counts, ranking_statistics
 from anomaly.scores.thresholds import fixed_threshold
 from benchmarks.papermill_lookalike import write_lookalike
 
 LEAD_ROWS = 2
-FPR = 0.063
+PUBLISHED_SEED = 123
+PUBLIC_TIMES = "%m/%d/%y %H:%M"  # as the public file prints them: 5/1/99 0:00
+MOST_ROWS = 1 << 20
+TAGS = tuple(f"x{i}" for i in range(1, 62))
+STATISTICS = {
+    "roc_auc": ("AUC", roc_auc),
+    "average_precision": ("AP", average_precision),
+    "recall_at_fpr": (f"recall at {COMPARED_FPR:.1%} false positives", recall_at_fpr),
+}
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one part, prepared or not: values, 1 where a break follows within the lead, and their place in time."""
+    """Judged rows of one part: ``values (n, 61)``; ``positive (n,)``, a break follows within the lead; ``row (n,)``, their
+    places in the log, rising."""
 
     values: NDArray[np.float32]
     positive: NDArray[np.bool_]
+    row: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A protocol's parts by name, and each method's scores ``(n,)`` of the test rows."""
+
+    title: str
+    parts: dict[str, Rows]
+    scores: dict[str, Scores]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure and its 95 % interval over blocks of neighbouring rows; None where it has none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        own = f"{self.value:.3f}"
+        return own if self.low is None or self.high is None else f"{own} ({self.low:.2f}–{self.high:.2f})"
 
 
 def load(path: Path, time_format: str | None) -> tuple[PlantLog, LogChunk]:
-    """The checked log, and all of it in memory: it has some twenty thousand rows."""
-    tags = tuple(f"x{i}" for i in range(1, 62))
-    log = open_log([path], LogSettings(time="time", label="y", tags=tags, time_format=time_format))
+    """The checked log, and all of it in memory: it has some twenty thousand rows. Raises InputRefused."""
+    settings = LogSettings(time="time", label="y", tags=TAGS, time_format=time_format)
+    try:
+        log, chunk = _read(path, settings)
+    except InputRefused as refused:
+        if time_format is not None or any(fault.code != "E3204" for fault in refused.faults):
+            raise
+        log, chunk = _read_public_times(path, settings, refused)
     for notice in log.notices:
         print(f"note: {notice}", file=sys.stderr)
-    chunks = list(log.chunks(1 << 20))
-    if len(chunks) != 1:
-        raise SystemExit(f"{path}: expected at most {1 << 20} rows")
-    return log, chunks[0]
+    return log, chunk
+
+
+def _read(path: Path, settings: LogSettings) -> tuple[PlantLog, LogChunk]:
+    log = open_log([path], settings)
+    if log.rows > MOST_ROWS:
+        raise InputRefused(Fault("E3007", f"at most {MOST_ROWS} rows", log.rows, file=str(path)))
+    return log, next(iter(log.chunks(MOST_ROWS)))
+
+
+def _read_public_times(path: Path, settings: LogSettings, refused: InputRefused) -> tuple[PlantLog, LogChunk]:
+    """Times as the public file prints them, where every row reads so and a day past the 12th settles their order."""
+    try:
+        log, chunk = _read(path, replace(settings, time_format=PUBLIC_TIMES))
+    except InputRefused:
+        raise refused from None
+    if pd.to_datetime(chunk.time, unit="us").day.max() <= 12:
+        hint = f"if the month comes first: --time-format '{PUBLIC_TIMES}'"
+        found = "no day past the 12th"
+        raise InputRefused(Fault("E3202", "dates whose order of day and month can be told", found, hint, str(path)))
+    print(f"note: times read as {PUBLIC_TIMES} (inferred; --time-format overrides)", file=sys.stderr)
+    return log, chunk
 
 
 def dense_scores(train: NDArray, validation: NDArray, rows: NDArray, seed: int, epochs: int) -> Scores:
@@ -68,7 +128,8 @@ def dense_scores(train: NDArray, validation: NDArray, rows: NDArray, seed: int, 
         for at in range(0, len(train), 128):
             yield train[order[at : at + 128]][:, None]
 
-    encoder, training = DenseAutoencoder(hidden=32, code=16), TrainingSettings(epochs=epochs, batch_size=128, seed=seed)
+    encoder = build_encoder(EncoderSettings("dense_ae", {"hidden": 32, "code": 16}))
+    training = TrainingSettings(epochs=epochs, batch_size=128, seed=seed)
     with tempfile.TemporaryDirectory() as workdir:
         encoder.fit(
             batches, lambda e: iter([validation[:, None]]),
@@ -82,7 +143,7 @@ def scaled(parts: dict[str, Rows]) -> dict[str, Rows]:
     preparer, train = RowPreparer(compress=False), parts["train"]
     preparer.partial_fit(train.values, np.zeros(train.values.shape, np.uint8), ~train.positive, "plant", 0)
     preparer.finish()
-    return {name: Rows(preparer.transform(part.values), part.positive) for name, part in parts.items()}
+    return {name: replace(part, values=preparer.transform(part.values)) for name, part in parts.items()}
 
 
 def row_methods(parts: dict[str, Rows], seed: int, epochs: int) -> dict[str, Scores]:
@@ -98,15 +159,20 @@ def row_methods(parts: dict[str, Rows], seed: int, epochs: int) -> dict[str, Sco
     }
 
 
-def published_parts(log: LogChunk) -> dict[str, Rows]:
-    """Random rows after the label shift by rows."""
-    label, kept = curve_shift((log.label == EVENT).astype(int), -LEAD_ROWS)
-    values = log.values[kept]
-    return {n: Rows(values[i], label[i].astype(bool)) for n, i in random_split(len(kept), seed=123).items()}
+def published(chunk: LogChunk, seed: int, epochs: int) -> Outcome:
+    """Random rows after the label shift by rows; the split's seed is the published one whatever ``seed`` is."""
+    label, kept = curve_shift((chunk.label == EVENT).astype(int), -LEAD_ROWS)
+    values, parts = np.nan_to_num(chunk.values[kept]), {}
+    for name, drawn in random_split(len(kept), seed=PUBLISHED_SEED).items():
+        i = np.sort(drawn)
+        parts[name] = Rows(values[i], label[i].astype(bool), kept[i])
+    title = "random rows, as published (inflated: neighbours fall on both sides)"
+    return Outcome(title, parts, row_methods(parts, seed, epochs))
 
 
-def chronological(log: PlantLog, seed: int, epochs: int) -> tuple[dict[str, Rows], dict[str, Scores]]:
-    """Parts in time order from the window store, and test scores of every method on the same rows."""
+def chronological(log: PlantLog, seed: int, epochs: int) -> Outcome:
+    """Parts in time order from the window store; every method scores the same rows. A row that the product calls
+    unscorable ranks below all others: it raises no alert."""
     period_s = log.contract.period_us // 1_000_000
     settings = Settings().changed(
         window={"lead": f"{LEAD_ROWS * period_s}s"}, training={"seed": seed, "epochs": epochs}
@@ -124,75 +190,91 @@ def chronological(log: PlantLog, seed: int, epochs: int) -> tuple[dict[str, Rows
             scored = PartScores.collect("test", blocks)
     _, judged = positive_rows(scored.kind, 1)
     ours = np.nan_to_num(scored.score[judged].astype(np.float64), nan=0.0)
-    return parts, {**row_methods(parts, seed, epochs), "windows (default)": ours}
+    scores = {**row_methods(parts, seed, epochs), "windows (default)": ours}
+    return Outcome("chronological 60/20/20, purged", parts, scores)
 
 
 def _rows_of(store: WindowStore, part: str) -> Rows:
     """The judged rows of a part: normal and lead rows, the break rows left out."""
     blocks = list(store.row_blocks(part))
-    kind = np.concatenate([b.kind for b in blocks])
-    positive, judged = positive_rows(kind, store.lead_us)
+    positive, judged = positive_rows(np.concatenate([b.kind for b in blocks]), store.lead_us)
     values = np.concatenate([b.values for b in blocks])
-    return Rows(np.nan_to_num(values[judged]), positive[judged])
+    row = np.concatenate([b.start + np.arange(len(b.time)) for b in blocks])
+    return Rows(np.nan_to_num(values[judged]), positive[judged], row[judged])
 
 
-def table(protocol: str, parts: dict[str, Rows], scores: dict[str, Scores]) -> list[str]:
-    """One line per method: AUC, AP and recall at the published false positive rate, with block-bootstrap intervals."""
-    positive = parts["test"].positive
-    counts = {n: f"{len(p.positive)} rows, {int(p.positive.sum())} positive" for n, p in parts.items()}
-    lines = [f"\n{protocol}", *(f"  {n:<11} {c}" for n, c in counts.items()), ""]
-    lines.append(f"  {'method':<18} {'AUC':<20} {'AP':<22} {f'recall at {FPR:.1%} false positives':<34}")
-    for method, own in scores.items():
-        cells = [
-            _cell(roc_auc, own, positive),
-            _cell(average_precision, own, positive),
-            _cell(lambda s, p: recall_at_fpr(s, p, FPR), own, positive),
-        ]
-        found = round(recall_at_fpr(own, positive, FPR) * positive.sum())
-        lines.append(f"  {method:<18} {cells[0]:<20} {cells[1]:<22} {cells[2]} ({found} of {int(positive.sum())})")
+def measure(scores: Scores, positive: NDArray[np.bool_]) -> dict[str, Measured]:
+    """AUC, AP and recall at the published false positive rate, each with its block-bootstrap interval."""
+    block = time_blocks(np.zeros(len(scores), np.int64), positive)
+    n_blocks = int(block.max()) + 1
+    positives, normals = ranking_counts(scores, positive, block, n_blocks)
+    found = {}
+    for name, (_, rule) in STATISTICS.items():
+
+        def drawn(weights: Scores, name: str = name) -> Scores:
+            return ranking_statistics(weights @ positives, weights @ normals)[name]
+
+        interval = bootstrap_interval(drawn, n_blocks, holding=len(np.unique(block[positive])))
+        found[name] = Measured(rule(scores, positive), interval.low, interval.high)
+    return found
+
+
+def table(outcome: Outcome, measured: dict[str, dict[str, Measured]]) -> list[str]:
+    """The parts with their counts, then one line per method."""
+    counts = {n: f"{len(p.positive):6} rows, {int(p.positive.sum()):4} positive" for n, p in outcome.parts.items()}
+    lines = ["", outcome.title, *(f"  {n:<11}{c}" for n, c in counts.items()), ""]
+    auc, ap, recall = (title for title, _ in STATISTICS.values())
+    lines.append(f"  {'method':<18} {auc:<20} {ap:<20} {recall}")
+    total = int(outcome.parts["test"].positive.sum())
+    for method, own in measured.items():
+        hits = round(own["recall_at_fpr"].value * total) if total else 0
+        cells = f"{own['roc_auc']!s:<20} {own['average_precision']!s:<20} {own['recall_at_fpr']}"
+        lines.append(f"  {method:<18} {cells} ({hits} of {total})")
     return lines
 
 
-def _cell(statistic: Callable[[Scores, NDArray[np.bool_]], float], scores: Scores, positive: NDArray[np.bool_]) -> str:
-    """A figure and its interval over blocks of neighbouring rows."""
-    block = time_blocks(np.zeros(len(scores), np.int64), positive)
-    members = [np.flatnonzero(block == b) for b in range(int(block.max()) + 1)]
+def comparison(random: dict[str, dict[str, Measured]], in_time: dict[str, dict[str, Measured]]) -> list[str]:
+    """By how much the random rows make each method look better than time order does."""
+    lines = ["", "random rows minus chronological, same methods:"]
+    for name, (title, _) in STATISTICS.items():
+        steps = {m: random[m][name].value - in_time[m][name].value for m in random if m != "random"}
+        each = ", ".join(f"{method} {step:+.3f}" for method, step in steps.items())
+        lines.append(f"  {title}: {each}; mean {np.mean(list(steps.values())):+.3f}")
+    return lines
 
-    def of(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        rows = [np.concatenate([np.tile(members[b], int(w[b])) for b in np.flatnonzero(w)]) for w in weights]
-        return np.array([statistic(scores[r], positive[r]) for r in rows])
 
-    interval = bootstrap_interval(of, len(members), holding=len(np.unique(block[positive])))
-    value = statistic(scores, positive)
-    if interval.low is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} ({interval.low:.2f}–{interval.high:.2f})"
+def run(path: Path, time_format: str | None, seed: int, epochs: int) -> list[Outcome]:
+    """Both protocols on the log at ``path``. Raises InputRefused."""
+    log, chunk = load(path, time_format)
+    return [published(chunk, seed, epochs), chronological(log, seed, epochs)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print both tables."""
+    """Print both tables and by how much they differ; 0, or the exit status of the refusal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--csv", type=Path, help="the sheet-break log")
     source.add_argument("--lookalike", action="store_true", help="a synthetic log with the same columns and traits")
-    parser.add_argument("--time-format", help="strptime form of the times, such as %%m/%%d/%%y %%H:%%M")
+    parser.add_argument("--time-format", help=f"strptime form of the times, such as {PUBLIC_TIMES.replace('%', '%%')}")
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--epochs", type=int, default=60)
     chosen = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        path = chosen.csv
-        if chosen.lookalike:
-            path = Path(folder) / "lookalike.csv"
-            write_lookalike(path)
-        log, chunk = load(path, chosen.time_format)
-        published = published_parts(chunk)
-        lines = table(
-            "random rows, as published (inflated: neighbours fall on both sides)",
-            published,
-            row_methods(published, chosen.seed, chosen.epochs),
-        )
-        lines += table("chronological 60/20/20, purged", *chronological(log, chosen.seed, chosen.epochs))
-    print("\n".join(lines))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = chosen.csv
+            if chosen.lookalike:
+                path = Path(folder) / "lookalike.csv"
+                write_lookalike(path)
+            outcomes = run(path, chosen.time_format, chosen.seed, chosen.epochs)
+    except AnomalyError as error:
+        print("\n".join(fault.line() for fault in error.faults), file=sys.stderr)
+        return error.exit_code
+    measured = [{m: measure(s, o.parts["test"].positive) for m, s in o.scores.items()} for o in outcomes]
+    for outcome, own in zip(outcomes, measured, strict=True):
+        print("\n".join(table(outcome, own)))
+    print("\n".join(comparison(*measured)))
+    if chosen.lookalike:
+        print("synthetic data: these figures say nothing about a paper mill, only how the two protocols differ")
     return 0
 
 

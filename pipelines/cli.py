@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from anomaly.config import Settings
@@ -32,6 +31,8 @@ models = typer.Typer(no_args_is_help=True, help="Registered models.")
 alerts = typer.Typer(no_args_is_help=True, help="The alert list.")
 app.add_typer(models, name="models")
 app.add_typer(alerts, name="alerts")
+
+INTERRUPTED = 130
 
 Logs = Annotated[list[Path], typer.Argument(help="Log files (CSV or Parquet) or folders of them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
@@ -290,13 +291,12 @@ def main() -> None:
         level=os.environ.get("ANOMALY_LOG_LEVEL", "WARNING"), format="%(levelname)s %(name)s: %(message)s"
     )
     try:
-        app(standalone_mode=False)
-    except click.exceptions.Abort:
-        terminal.say("stopped; running the same command again is safe")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this status
+            terminal.say("stopped; running the same command again is safe")
+            sys.exit(INTERRUPTED)
+    except typer.TyperException as error:
+        terminal.show_usage(error)
+        sys.exit(UsageError.exit_code)
     except AnomalyError as error:
         terminal.show_refusal(error)
         sys.exit(error.exit_code)

@@ -123,7 +123,7 @@ def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture
     scored = np.isfinite(series.score)
     if not scored.any():
         return Picture(title, f"No row of {series.asset} could be scored in the {part} part.")
-    time, score = decimate(series.time, np.where(scored, series.score, np.nan))
+    time, score = decimate(*_broken_at_gaps(series.time, np.where(scored, series.score, np.nan)))
     top = float(np.nanmax(series.score[scored]))
 
     def draw(canvas: Canvas) -> None:
@@ -142,6 +142,17 @@ def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture
 
     text = f"Score of {series.asset}, highest {top:.2f}, {len(series.events)} events, {len(series.alerts)} alerts."
     return _picture(title, text, draw, _WIDE)
+
+
+def _broken_at_gaps(
+    time: NDArray[np.int64], score: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """A NaN in every gap, so that no line is drawn where there was no data."""
+    steps = np.diff(time)
+    if not len(steps):
+        return time, score
+    after = np.flatnonzero(steps > 5 * np.median(steps)) + 1
+    return np.insert(time, after, time[after] - 1), np.insert(score, after, np.nan)
 
 
 def lead_times(lead_s: Sequence[float], missed: int, part: str) -> Picture:
@@ -288,7 +299,7 @@ def _dates(time_us: NDArray[np.float64]) -> NDArray[np.datetime64]:
 
 
 def _date_axis(ax: Axes, time: NDArray[np.int64]) -> None:
-    locator = AutoDateLocator(maxticks=9)
+    locator = AutoDateLocator(minticks=3, maxticks=11)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     first, last = _dates(time[[0, -1]].astype(np.float64))

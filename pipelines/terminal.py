@@ -12,9 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from anomaly.errors import AnomalyError
+from anomaly.errors import AnomalyError, Fault
 
 if TYPE_CHECKING:
+    from typer import TyperException
+
     from alerts.store import Alert
     from anomaly.data.quality import Finding
     from anomaly.fitting import Progress as Report
@@ -55,6 +57,14 @@ def show_refusal(error: AnomalyError) -> None:
     """Every fault of a refusal, a line each."""
     for fault in error.faults:
         say(fault.line())
+
+
+def show_usage(error: TyperException) -> None:
+    """What is wrong with the command line, as a coded line; a command group without a command has shown its help."""
+    context = getattr(error, "ctx", None)
+    if error.format_message():
+        hint = f"see {context.command_path} --help" if context else "see anomaly --help"
+        say(Fault("E2001", "a command with its flags", error.format_message(), hint).line())
 
 
 @contextmanager
