@@ -119,9 +119,7 @@ def commands() -> dict[str, Any]:
 def help_text(name: str, command: Any) -> str:
     """What ``--help`` says, without a frame and at a fixed width."""
     command.rich_markup_mode = None
-    context = command.context_class(
-        command, info_name=name, terminal_width=_HELP_WIDTH, max_content_width=_HELP_WIDTH
-    )
+    context = command.context_class(command, info_name=name, terminal_width=_HELP_WIDTH, max_content_width=_HELP_WIDTH)
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 

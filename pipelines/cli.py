@@ -61,6 +61,9 @@ def _log_flags(
     ] = None,
     timezone: Annotated[str | None, typer.Option(help="Zone of times that carry none, such as Europe/Berlin.")] = None,
     form: Annotated[str | None, typer.Option(help="wide (a column per tag) or long (a row per value).")] = None,
+    tag: Annotated[str | None, typer.Option("--tag-column", help="Long form: column of the tag names.")] = None,
+    value: Annotated[str | None, typer.Option("--value-column", help="Long form: column of the values.")] = None,
+    quality: Annotated[str | None, typer.Option("--quality-column", help="Long form: column of quality codes.")] = None,
     period: Annotated[
         str | None, typer.Option(help="Sampling period such as 1min; long logs are binned to it.")
     ] = None,

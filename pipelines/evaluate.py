@@ -16,7 +16,7 @@ from anomaly.config import parse_duration
 from anomaly.data.contract import NORMAL, UNKNOWN
 from anomaly.data.labels import event_intervals, lead_kinds, segment_intervals
 from anomaly.data.quality import Finding
-from anomaly.data.readers import PlantLog, open_log
+from anomaly.data.readers import PlantLog
 from anomaly.data.store import WindowStore
 from anomaly.errors import Fault, InputRefused
 from anomaly.fitting import Fitted, PartScores, Progress, silent, stream_part
@@ -28,7 +28,7 @@ from pipelines.home import reports
 from pipelines.ingest import Ingested, log_files
 from pipelines.report import Report, write_report
 from pipelines.report_data import events_inside, log_report, training_report
-from pipelines.score import Trackers, scored_chunks
+from pipelines.score import Trackers, open_for, scored_chunks
 
 PerAsset = dict[str, Intervals]
 
@@ -136,9 +136,7 @@ def evaluate_log(
 
     Raises InputRefused: E3105 without a label, E3302 when the model saw every row.
     """
-    progress("check", 0, 1)
-    log = open_log(log_files(paths), model.settings.log, contract=model.contract)
-    progress("check", 1, 1)
+    log = open_for(model, log_files(paths), progress)
     if model.contract.label is None or not log.label_counts.get(NORMAL):
         raise InputRefused(Fault("E3105", "a labelled log", "no label column, or no normal row", "train with --label"))
     judge = Judge(model)

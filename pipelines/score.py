@@ -22,7 +22,7 @@ from anomaly.config import parse_duration
 from anomaly.data.contract import LogChunk
 from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.readers import PlantLog, open_log
-from anomaly.errors import Fault, UsageError
+from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
@@ -90,9 +90,7 @@ def score(
     files = log_files(paths)
     if out.resolve() in {f.resolve() for f in files}:
         raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
-    progress("check", 0, 1)
-    log = open_log(files, model.settings.log, contract=model.contract)
-    progress("check", 1, 1)
+    log = open_for(model, files, progress)
     run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
     trackers = Trackers(model)
     watch = QualityWatch(QualityProfile.from_dict(model.quality), model.contract)
@@ -110,6 +108,18 @@ def score(
         run.recorded = AlertStore(database).record_batch(_batch(log, model, model_name, run, covered), run.episodes)
     killpoint("score.after_record")
     return run
+
+
+def open_for(model: AnomalyModel, files: Sequence[Path], progress: Progress) -> PlantLog:
+    """The logs, checked against the model's contract; InputRefused E3301 when not one window of rows is there."""
+    progress("check", 0, 1)
+    log = open_log(files, model.settings.log, contract=model.contract)
+    progress("check", 1, 1)
+    if log.rows < model.lookback:
+        hint = "join it with the rows before it"
+        found = f"{log.rows} rows"
+        raise InputRefused(Fault("E3301", f"at least one window of {model.lookback} rows", found, hint, str(files[0])))
+    return log
 
 
 def scored_chunks(log: PlantLog, model: AnomalyModel) -> Iterator[tuple[LogChunk, ScoredRows]]:

@@ -1,0 +1,1 @@
+"""From log files to windows: reading, checking, splitting, storing, scaling."""

@@ -93,11 +93,15 @@ def _named(source: Source, names: tuple[str, ...]) -> str | None:
     return next((folded[n] for n in names if n in folded), None)
 
 
+#: Flags that name a column of a long log, where they differ from the column's part.
+_FLAGS = {"tag": "--tag-column", "value": "--value-column", "quality": "--quality-column"}
+
+
 def _require(source: Source, wanted: dict[str, str | None]) -> None:
     faults = []
     for part, name in wanted.items():
         if name is None or name not in source.columns:
-            hint = (near(name, source.columns) if name else "") or f"name it with --{part}"
+            hint = (near(name, source.columns) if name else "") or f"name it with {_FLAGS.get(part, '--' + part)}"
             faults.append(Fault("E3101", f"the {part} column of a long log", name or "none", hint, source.name, name))
     if faults:
         raise InputRefused(faults)

@@ -79,7 +79,7 @@ def matched(profiles: list[FileProfile], settings: LogSettings, contract: LogCon
         absent = [w for w in wanted if w not in profile.source.columns]
         roles.faults += [missing(w, profile, extra, "this column of the model's contract") for w in absent]
         for name in extra:
-            hint = f"drop it with --drop {name} if it is not a sensor"
+            hint = f"take the column out; if it is not a sensor, train with --drop {name}"
             roles.faults.append(
                 Fault("E3102", "only the columns of the model's contract", "one more", hint, profile.source.name, name)
             )

@@ -129,7 +129,7 @@ def open_source(path: Path, settings: LogSettings) -> Source:
 def _refuse_other_forms(head: bytes, name: str) -> None:
     hint = ""
     if head[:8] == _HDF5 or head[512:520] == _HDF5:
-        found, hint = "an HDF5 store", "this is an HDF5 store: give it to the command as STORE"
+        found, hint = "an HDF5 store", "this is a window store: only train takes one, as in anomaly train STORE.h5"
     elif head[:4] == b"PK\x03\x04":
         found, hint = "a ZIP or Excel file", "export the sheet as CSV"
     elif head[:2] == b"\x1f\x8b":

@@ -73,6 +73,7 @@ class DenseAutoencoder(Encoder):
         workdir: Path,
         progress: EpochReport | None = None,
     ) -> TrainingHistory:
+        """As ``Encoder.fit``: Adam on the mean squared error, everything random drawn from ``training.seed``."""
         keras.utils.set_random_seed(training.seed)
         model = self._build(window_shape)
         model.compile(optimizer=keras.optimizers.Adam(training.learning_rate), loss="mean_squared_error")

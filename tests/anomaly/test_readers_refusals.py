@@ -90,7 +90,7 @@ CASES = [
     Case("latin-1", line(5, "2026-01-01 00:00:04,Überlast,2").encode("latin-1"), "E3005", row=5),
     Case("latin-1 far into the file", (GOOD + rows(40) * 1500 + "2026-01-01 00:00:59,\xe4,1\n").encode("latin-1"),
          "E3005", row=60013),
-    Case("hdf5", b"\x89HDF\r\n\x1a\n" + b"\x00" * 600, "E3007", hint="HDF5 store"),
+    Case("hdf5", b"\x89HDF\r\n\x1a\n" + b"\x00" * 600, "E3007", hint="window store"),
     Case("zip", b"PK\x03\x04" + b"\x00" * 100, "E3007", hint="CSV"),
     Case("binary", bytes(range(256)) * 4 + b"\x00" * 200, "E3007"),
     Case("parquet cut", damaged("cut"), "E3006", name="log.parquet"),

@@ -19,6 +19,8 @@ from small_plant import small_frame
 
 from pipelines.cli import main
 
+PROJECT = Path(__file__).resolve().parents[2]
+
 #: Flags under which the small plant trains in a few seconds.
 FLAGS = ("--label", "label", "--lookback", "6", "--lead", "4min")
 SHORT = (*FLAGS, "--epochs", "1")
