@@ -26,7 +26,8 @@ from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
-from anomaly.model import GAP, OUTCOMES, WARM_UP, AnomalyModel, ScoredRows, named_shares
+from anomaly.model import GAP, OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows
+from anomaly.scores.explain import top_shares
 from pipelines.ingest import log_files
 
 SCORES_SCHEMA = pa.schema(
@@ -159,7 +160,6 @@ def _score_file(path: Path) -> pq.ParquetWriter:
 
 def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
     """Scored rows in the form of ``SCORES.parquet``; an unscorable row has a null score."""
-    named = [[{"tag": t, "share": s} for t, s in tags] for tags in named_shares(rows, model.contract.tags)]
     columns = [
         pa.array(rows.time, pa.timestamp("us", tz="UTC")),
         pa.array(rows.asset, pa.string()),
@@ -167,7 +167,7 @@ def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
         pa.array(np.full(len(rows.time), model.threshold.value, np.float32)),
         pa.array(OUTCOMES[rows.outcome], pa.string()),
         pa.array(rows.reason, pa.string()),
-        pa.array(named, SCORES_SCHEMA.field("top_tags").type),
+        _tag_lists(rows, model),
     ]
     return pa.Table.from_arrays(columns, schema=SCORES_SCHEMA)
 
@@ -195,6 +195,16 @@ class Coverage:
                     spans[-1] = (spans[-1][0], max(spans[-1][1], end))
                 else:
                     spans.append((first, end))
+
+
+def _tag_lists(rows: ScoredRows, model: AnomalyModel) -> pa.ListArray:
+    """The largest shares of every row as lists of (tag, share); empty where unscorable. No Python loop over rows."""
+    column, share = top_shares(rows.shares)
+    scorable = rows.outcome != UNSCORABLE
+    offsets = np.concatenate(([0], np.cumsum(scorable * column.shape[1]))).astype(np.int32)
+    tags = pa.array(model.contract.tags, pa.string()).take(pa.array(column[scorable].ravel()))
+    pairs = pa.StructArray.from_arrays([tags, pa.array(share[scorable].ravel(), pa.float32())], ["tag", "share"])
+    return pa.ListArray.from_arrays(pa.array(offsets), pairs)
 
 
 def _count(run: Scored, rows: ScoredRows) -> None:

@@ -64,6 +64,7 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
         with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
             settings = _as_stored(settings, store)
             fitted = fit_model(store, settings, workdir / "training", progress)
+            keep_curves(workdir / "training" / "logs", settings.name, prepared.fingerprint)
             findings = _watch_quality(store, fitted)
             killpoint("train.after_fit")
             judged = evaluate_store(store, fitted, prepared, findings, progress)
@@ -136,6 +137,13 @@ def _prepare(paths: Sequence[Path], settings: Settings, workdir: Path, progress:
 def _as_stored(settings: Settings, store: WindowStore) -> Settings:
     """The settings with the window of the store, which decides when a store was given."""
     return replace(settings, window=store.window)
+
+
+def keep_curves(logs: Path, name: str, fingerprint: str) -> None:
+    """TensorBoard logs outlive the work folder: ``tensorboard --logdir .anomaly/tensorboard`` shows every run."""
+    kept = home() / "tensorboard" / f"{name}-{fingerprint[:12]}"
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(logs, kept)
 
 
 def _watch_quality(store: WindowStore, fitted: Fitted) -> list[Finding]:
