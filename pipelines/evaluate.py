@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from anomaly.fitting import Fitted, PartScores, Progress, silent, stream_part
 from anomaly.intervals import Intervals, as_intervals
 from anomaly.metrics import Evaluation, ScoredPart
 from anomaly.metrics import evaluate as figures_of
-from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
+from anomaly.model import OUTCOMES, UNSCORABLE, AnomalyModel, ScoredRows
 from pipelines.home import reports
 from pipelines.ingest import Ingested, log_files
 from pipelines.report import Report, write_report
@@ -31,6 +32,9 @@ from pipelines.report_data import events_inside, log_report, training_report
 from pipelines.score import Trackers, open_for, scored_chunks
 
 PerAsset = dict[str, Intervals]
+
+#: Reasons for missing scores that a note names.
+_REASONS = 4
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Judge:
     def __init__(self, model: AnomalyModel) -> None:
         self._model, self._trackers = model, Trackers(model)
         self._baselines: dict[str, list[NDArray[np.float64]]] = {"row PCA": [], "5-NN": [], "energy": []}
+        self._unscored: Counter[str] = Counter()
 
     def follow(
         self, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]
@@ -78,6 +83,7 @@ class Judge:
         reference = self._model.reference
         for rows, kind in blocks:
             self._trackers.update(rows)
+            self._unscored.update(rows.reason[(rows.outcome == UNSCORABLE) & (kind != UNKNOWN)].tolist())
             self._baselines["row PCA"].append(pca_scores(reference, rows.prepared))
             self._baselines["5-NN"].append(knn_scores(reference, rows.prepared))
             self._baselines["energy"].append(energy_scores(rows.prepared))
@@ -110,10 +116,15 @@ class Judge:
             episodes={asset: as_intervals(own) for asset, own in spans.items()},
             baseline_scores={name: np.concatenate([np.empty(0), *own]) for name, own in self._baselines.items()},
             merge_gap_us=round(model.settings.episodes.merge_gap * model.contract.period_us),
-            notes=notes,
+            notes=[*notes, *self._why_unscored()],
             seed=model.settings.training.seed,
         )
         return evaluation, episodes
+
+    def _why_unscored(self) -> list[str]:
+        """A note with the commonest reasons why rows have no score."""
+        found = [f"{reason} ({n} rows)" for reason, n in self._unscored.most_common(_REASONS)]
+        return [f"why rows could not be scored: {'; '.join(found)}"] if found else []
 
 
 def evaluate_store(

@@ -94,7 +94,8 @@ def score(
     log = open_for(model, files, progress)
     run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
     trackers = Trackers(model)
-    watch = QualityWatch(QualityProfile.from_dict(model.quality), model.contract)
+    profile = QualityProfile.from_dict(model.quality)
+    watch = QualityWatch(profile, model.contract, max_gap=model.settings.window.max_gap)
     with atomic_path(out) as temporary, _score_file(temporary) as writer:
         for chunk, rows in scored_chunks(log, model):
             writer.write_table(score_table(rows, model))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,13 @@ _STAGES = {
     "report": "drawing the report",
     "register": "registering",
     "score": "scoring",
+}
+#: What figures are called, where their own name says too little.
+_FIGURES = {
+    "recall_at_fpr": "recall at 6.3 % false pos.",
+    "event_recall": "events found",
+    "early_recall": "found before they began",
+    "median_lead_s": "median lead",
 }
 #: Columns of a table that goes to a file or a pipe; a terminal has its own width.
 _PIPE_WIDTH = 170
@@ -146,7 +153,9 @@ def show_trained(done: Trained) -> None:
 def _threshold(t: Threshold) -> str:
     """The threshold with its past in one line."""
     interval = f" (95 % interval {t.low:.2f} – {t.high:.2f})" if t.low is not None and t.high is not None else ""
-    origin = f"rule {t.rule} on {t.rows} {t.part} rows with {t.events} events" if t.rows else f"rule {t.rule}"
+    origin = (
+        f"rule {t.rule} on {t.rows} {t.part} rows with {_counted(t.events, 'event')}" if t.rows else f"rule {t.rule}"
+    )
     said = [f"{t.value:.2f}{interval}", origin, f"fallback: {t.fallback}" if t.fallback else "", t.note]
     return escape("; ".join(part for part in said if part))
 
@@ -156,23 +165,44 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     to the notes."""
     _out.print(
         f"judged on the {evaluation['part']} part: {evaluation['rows']} rows, {evaluation['positives']} positive, "
-        f"{evaluation['events']} events"
+        f"{_counted(evaluation['events'], 'event')}"
     )
     baselines = evaluation.get("baselines", {})
     table = _table("figure", "ours", "95 % interval", *baselines, "counted")
     for name, figure in evaluation["figures"].items():
-        if figure["value"] is not None:
-            others = [_number((own.get(name) or {}).get("value")) for own in baselines.values()]
-            label = name.replace("_", " ")
-            table.add_row(label, _number(figure["value"]), _interval(figure), *others, str(figure["count"]))
+        idle = name == "precision" and not evaluation["positives"]  # 0 whatever the model does: nothing could be found
+        if figure["value"] is not None and not idle:
+            shown = _lead if name == "median_lead_s" else _number
+            others = [shown((own.get(name) or {}).get("value")) for own in baselines.values()]
+            label = _FIGURES.get(name, name.replace("_", " "))
+            table.add_row(label, shown(figure["value"]), _interval(figure, shown), *others, str(figure["count"]))
     _out.print(table)
     for note in evaluation.get("notes", ()):
         _out.print(f"[dim]note[/dim] {escape(note)}")
 
 
-def _interval(figure: dict[str, Any]) -> str:
+def _interval(figure: dict[str, Any], shown: Callable[[float | None], str]) -> str:
     low, high = figure.get("low"), figure.get("high")
-    return "–" if low is None or high is None else f"{low:.3g} – {high:.3g}"
+    return "–" if low is None or high is None else f"{shown(low)} – {shown(high)}"
+
+
+def _lead(seconds: float | None) -> str:
+    """A lead time; an alert after the event's start is late.
+
+    >>> _lead(240.0), _lead(-90.0), _lead(None)
+    ('4 min', '1.5 min late', '–')
+    """
+    if seconds is None:
+        return "–"
+    return span(seconds * 1e6) if seconds >= 0 else f"{span(-seconds * 1e6)} late"
+
+
+def _counted(n: int, what: str) -> str:
+    """
+    >>> _counted(1, "event"), _counted(2, "event")
+    ('1 event', '2 events')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _number(value: float | None) -> str:
@@ -195,7 +225,7 @@ def show_scored(done: Scored) -> None:
         _out.print(f"  {n} rows {escape(reason)}")
     _findings(done.findings)
     alerts = "recorded" if done.recorded else "nothing new to record"
-    _out.print(f"{len(done.episodes)} episodes, {alerts}; next: anomaly alerts list")
+    _out.print(f"{_counted(len(done.episodes), 'episode')}, {alerts}; next: anomaly alerts list")
 
 
 def _findings(findings: list[Finding]) -> None:

@@ -150,7 +150,7 @@ def _watch_quality(store: WindowStore, fitted: Fitted) -> list[Finding]:
     """Learn each sensor's usual behaviour from the normal training rows, then watch the whole log by rule."""
     profile = QualityProfile.fit((block.as_chunk() for block in store.row_blocks("train")), store.contract)
     fitted.model.quality = profile.to_dict()
-    watch = QualityWatch(profile, store.contract)
+    watch = QualityWatch(profile, store.contract, max_gap=store.window.max_gap)
     for block in store.row_blocks():
         watch.update(block.as_chunk())
     return watch.finish()

@@ -15,7 +15,6 @@ import logging
 import os
 import re
 import stat
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,7 +80,6 @@ def save_bundle(model: Bundled, folder: Path, *, replace: bool = True) -> str:
         "format": FORMAT,
         "version": VERSION,
         "seal": _NO_SEAL,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "libraries": installed_versions(LIBRARIES),
         "members": {name: _entry(blob) for name, blob in blobs.items()},
         "arrays": members.describe(arrays),

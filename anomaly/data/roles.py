@@ -135,7 +135,11 @@ def _declared(roles: Roles, profiles: list[FileProfile], settings: LogSettings) 
         roles.faults.append(Fault("E3105", "the label column", "no such column", hint, profiles[0].source.name, label))
         return
     roles.label = label
-    taken_as = "normal" if settings.unlabelled == "normal" else "unknown, not normal"
+    taken_as = (
+        "normal"
+        if settings.unlabelled == "normal"
+        else "unknown, not normal (--unlabelled normal takes them as normal)"
+    )
     if without:
         names = some_names([p.source.path.name for p in without])
         roles.notices.append(f"no label column {label} in {names}: these rows are {taken_as}")
@@ -146,7 +150,7 @@ def _infer(roles: Roles, name: str, columns: list[ColumnProfile], rows: int) -> 
     values, text, boolean = (sum(getattr(c, k) for c in columns) for k in ("values", "text", "boolean"))
     odd = next((c.kind for c in columns if c.kind in ("time", "other")), None)
     if name.casefold() in LABEL_NAMES:
-        roles.leave_out(name, "looks like a label, not a sensor; name it with --tags to use it")
+        roles.leave_out(name, f"looks like a label, not a sensor; --label {name} uses it as one")
     elif odd:
         roles.leave_out(name, "holds times" if odd == "time" else "holds neither numbers nor text")
     elif re.fullmatch(r"__index_level_\d+__", name):

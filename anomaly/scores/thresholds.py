@@ -109,7 +109,8 @@ def pr_curve_threshold(
         raise ValueError("positive: expected at least one positive row, got none; use budget_threshold")
     value, runs = best_f_beta(scores, positive, beta), from_flags(positive)
     low, high = _event_interval(scores, positive, beta, seed)
-    few = f"only {len(runs)} events in the {part} part: the threshold is uncertain" if len(runs) < _FEW_EVENTS else ""
+    named = "1 event" if len(runs) == 1 else f"{len(runs)} events"
+    few = f"only {named} in the {part} part: the threshold is uncertain" if len(runs) < _FEW_EVENTS else ""
     return Threshold(
         value, "pr_curve", part, len(scores), len(runs), low, high, note=few, source=rows_digest(time, scores)
     )
@@ -170,7 +171,8 @@ def budget_threshold(
     value = float(min(wanted, supported + _REACH))
     reached = f"; {budget:g} a day would need {wanted:.1f}, beyond their reach: expect more false episodes"
     reached = reached if value < wanted else ""
-    note = f"{len(scores)} normal rows ({days:.3g} days) cannot hold one episode of the budget: tail followed{reached}"
+    held = f"{days:.3g} days" if days >= 0.1 else f"{days * 24 * 60:.3g} minutes"
+    note = f"{len(scores)} normal rows ({held}) cannot hold one episode of the budget: tail followed{reached}"
     return Threshold(
         value, "budget", part, len(scores), 0, float(min(supported, value)), float(wanted), "", note, digest
     )

@@ -246,7 +246,7 @@ def test_files_without_the_label_are_unknown_unless_declared_normal(tmp_path: Pa
     log = open_log([b, a], LogSettings(label="y"))
     assert [f.path.name for f in log.files] == ["a.csv", "b.csv"]
     assert joined(log).label.tolist() == [NORMAL, EVENT, UNKNOWN, UNKNOWN]
-    assert "no label column y in b.csv: these rows are unknown, not normal" in log.notices
+    assert "no label column y in b.csv: these rows are unknown, not normal" in "\n".join(log.notices)
     normal = open_log([b, a], LogSettings(label="y", unlabelled="normal"))
     assert joined(normal).label.tolist() == [NORMAL, EVENT, NORMAL, NORMAL]
     assert normal.label_counts == {UNKNOWN: 0, NORMAL: 3, EVENT: 1}

@@ -145,7 +145,7 @@ def test_s61_no_event_in_validation_falls_back_to_the_budget_by_name(events):
         period_us=MINUTE, merge_gap_us=10 * MINUTE,
     )  # fmt: skip
     assert (threshold.rule, bool(threshold.fallback)) == (("pr_curve", False) if events else ("budget", True))
-    assert events == 0 or f"only {events} events" in threshold.note
+    assert events == 0 or f"only {events} event" in threshold.note
 
 
 def test_a_fixed_threshold_and_a_threshold_that_is_no_number():

@@ -19,9 +19,23 @@ from registry.bundle import load_bundle
 pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 CASES = (
-    "nab_ambient skab_other_11 skab_valve1_0 skab_valve2_1 smap_D-13 smap_E-5 smap_G-7 smd_1-6 smd_2-1 "
-    "smd_2-1_labelled smd_2-7 smd_3-3 smd_3-3_labelled tep_dev threew_1_06 threew_2_11"
-).split()
+    "nab_ambient",
+    "skab_other_11",
+    "skab_valve1_0",
+    "skab_valve2_1",
+    "smap_D-13",
+    "smap_E-5",
+    "smap_G-7",
+    "smd_1-6",
+    "smd_2-1",
+    "smd_2-1_labelled",
+    "smd_2-7",
+    "smd_3-3",
+    "smd_3-3_labelled",
+    "tep_dev",
+    "threew_1_06",
+    "threew_2_11",
+)
 
 
 def few_epochs(case: str) -> Settings:
@@ -53,6 +67,23 @@ def test_trains_and_scores_with_one_answer_a_row(case: str, shared_data: Path, r
     _check_missing(log, scores, list(model.contract.tags))
     recorded = [a for a in AlertStore(alert_database()).alerts(limit=100_000) if a.model_name == case]
     assert len(recorded) == len(run.episodes)
+
+
+def test_a_value_missing_from_a_real_log_is_never_called_normal(
+    shared_data: Path, real_home: Path, tmp_path: Path
+) -> None:
+    """The panel has no tag that is missing now and then, so one is taken out here."""
+    folder, holes = shared_data / "panel" / "tep_dev", np.r_[100:140, 700]
+    train([folder / "train.parquet"], few_epochs("tep_dev"), tmp_path / "model")
+    model, log = load_bundle(tmp_path / "model"), pd.read_parquet(folder / "test.parquet")
+    tag = model.contract.tags[3]
+    log.loc[holes, tag] = np.nan
+    log.to_parquet(tmp_path / "holes.parquet", index=False)
+    score([tmp_path / "holes.parquet"], model, "tep_dev", tmp_path / "scores.parquet", None)
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert (scores["outcome"][holes] == "unscorable").all() and scores["reason"][holes].str.contains(tag).all()
+    _check_outcomes(scores)
+    _check_missing(log, scores, list(model.contract.tags))
 
 
 def _check_outcomes(scores: pd.DataFrame) -> None:
