@@ -12,6 +12,7 @@ import pandas as pd
 from alerts.store import Alert, AlertStore
 from anomaly.config import Settings, parse_duration
 from anomaly.data.synthetic import SyntheticLog, SyntheticPlant, generate
+from anomaly.errors import Fault, UsageError
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
 from pipelines.home import alert_database
@@ -43,7 +44,10 @@ class Demo:
 
 def demo(folder: Path, *, rows: int = 25_000, seed: int = 7, progress: Progress = silent) -> Demo:
     """Run the main job on a synthetic plant: its first four fifths train, its last fifth is scored as a new log."""
-    plant = generate(SyntheticPlant(rows=rows, seed=seed))
+    try:
+        plant = generate(SyntheticPlant(rows=rows, seed=seed))
+    except ValueError as error:
+        raise UsageError(Fault("E2001", "rows and a seed that make a plant", error)) from error
     history, new = _write(plant, folder)
     settings = Settings(name="demo").changed(
         log={"time": "time", "label": "label"},

@@ -123,7 +123,7 @@ class Judge:
 
     def _why_unscored(self) -> list[str]:
         """A note with the commonest reasons why rows have no score."""
-        found = [f"{reason} ({n} rows)" for reason, n in self._unscored.most_common(_REASONS)]
+        found = [f"{reason} ({n})" for reason, n in self._unscored.most_common(_REASONS)]
         return [f"why rows could not be scored: {'; '.join(found)}"] if found else []
 
 

@@ -45,8 +45,10 @@ _FIGURES = {
     "recall_at_fpr": "recall at 6.3 % false pos.",
     "event_recall": "events found",
     "early_recall": "found before they began",
-    "median_lead_s": "median lead",
+    "median_lead_s": "median lead (-: late)",
 }
+#: Share of anomalous rows above which the model is more likely wrong than the plant.
+_MANY = 0.2
 #: Columns of a table that goes to a file or a pipe; a terminal has its own width.
 _PIPE_WIDTH = 170
 _MOST_LINES = 20
@@ -147,7 +149,9 @@ def show_trained(done: Trained) -> None:
     _out.print(f"report  {escape(str(done.report))}")
     if done.bundle:
         _out.print(f"bundle  {escape(str(done.bundle))}")
-    _out.print(f"next    anomaly score LOG --model {escape(str(done.bundle or done.name))} --out scores.parquet")
+    # the bare name means the champion, which need not be this model
+    registered = done.name if "champion" in done.aliases else f"models:/{done.name}/{done.version}"
+    _out.print(f"next    anomaly score LOG --model {escape(str(done.bundle or registered))} --out scores.parquet")
 
 
 def _threshold(t: Threshold) -> str:
@@ -187,14 +191,12 @@ def _interval(figure: dict[str, Any], shown: Callable[[float | None], str]) -> s
 
 
 def _lead(seconds: float | None) -> str:
-    """A lead time; an alert after the event's start is late.
+    """A lead time; negative where the alert came after the event's start.
 
     >>> _lead(240.0), _lead(-90.0), _lead(None)
-    ('4 min', '1.5 min late', '–')
+    ('4 min', '-1.5 min', '–')
     """
-    if seconds is None:
-        return "–"
-    return span(seconds * 1e6) if seconds >= 0 else f"{span(-seconds * 1e6)} late"
+    return "–" if seconds is None else span(seconds * 1e6)
 
 
 def _counted(n: int, what: str) -> str:
@@ -223,6 +225,10 @@ def show_scored(done: Scored) -> None:
     _out.print(f"{done.rows} rows: {outcomes} → {escape(str(done.out))}")
     for reason, n in done.reasons.most_common():
         _out.print(f"  {n} rows {escape(reason)}")
+    anomalous, scored = done.outcomes["anomalous"], done.outcomes["anomalous"] + done.outcomes["normal"]
+    if anomalous > _MANY * scored:
+        share = f"{anomalous / scored:.0%} of the scored rows are anomalous"
+        _out.print(f"note {share}: if the plant was well, its normal operation has changed; train on newer normal rows")
     _findings(done.findings)
     alerts = "recorded" if done.recorded else "nothing new to record"
     _out.print(f"{_counted(len(done.episodes), 'episode')}, {alerts}; next: anomaly alerts list")

@@ -38,6 +38,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One state folder for all tests on real logs: its MLflow tables, which take seconds to make, are made once."""
+    return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture
+def real_home(state_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``state_folder`` as the home of the code under test."""
+    monkeypatch.setenv("ANOMALY_HOME", str(state_folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("ANOMALY_DB_URL", raising=False)
+    return state_folder
+
+
+@pytest.fixture(scope="session")
 def frame() -> pd.DataFrame:
     """A small labelled log."""
     return small_frame()

@@ -38,6 +38,7 @@ _RANDOM_DRAWS = 20
 _RANKING = ("average_precision", "roc_auc", "recall_at_fpr")
 #: From this share of positive rows on, an alarm that is always on looks good, and the notes say so.
 _HIGH_PREVALENCE = 0.1
+_MUCH_FLAGGED = 0.1
 _FEW = 5
 
 Figures = dict[str, Figure]
@@ -368,6 +369,11 @@ def _notes(e: Evaluation) -> list[str]:
     if e.prevalence > _HIGH_PREVALENCE:
         said.append(
             f"{e.prevalence:.0%} of the rows are positive: an alarm that is always on has that precision already"
+        )
+    if e.confusion.false_positive_rate > _MUCH_FLAGGED:
+        said.append(
+            f"{e.confusion.false_positive_rate:.0%} of the normal rows are flagged: normal operation differs from what"
+            " the model learned, or the threshold rests on too few rows"
         )
     if e.unscorable:
         missed = e.confusion.unscorable_positive

@@ -546,3 +546,9 @@ def test_any_mixture_of_kinds_and_outcomes_is_evaluated_to_plain_json(data: st.D
     c = found.confusion
     assert c.rows == found.rows == int(np.isin(kind, (NORMAL, LEAD if lead else EVENT)).sum())
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("threshold", "warned"), [(0.5, True), (3.0, False)])
+def test_a_threshold_that_most_normal_rows_pass_is_called_out(threshold: float, warned: bool) -> None:
+    notes = evaluate(part(), threshold).notes
+    assert any("of the normal rows are flagged" in note for note in notes) == warned

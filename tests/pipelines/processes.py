@@ -10,7 +10,15 @@ from multiprocessing.forkserver import set_forkserver_preload
 from pathlib import Path
 
 #: Libraries only, nothing of ours: a child reads our code anew.
-_PRELOADED = ["pandas", "pyarrow.parquet", "sklearn.linear_model", "h5py", "matplotlib.pyplot", "keras", "mlflow.pyfunc"]
+_PRELOADED = [
+    "pandas",
+    "pyarrow.parquet",
+    "sklearn.linear_model",
+    "h5py",
+    "matplotlib.pyplot",
+    "keras",
+    "mlflow.pyfunc",
+]
 _LONGEST_S = 180
 
 

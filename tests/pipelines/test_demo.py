@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import anomaly
+from command_line import anomaly
 
 from alerts.store import AlertStore
 from anomaly.config import Settings
@@ -40,7 +40,9 @@ def test_the_demo_trains_scores_and_lists_alerts(
     assert len(stored) == done["scored"]["episodes"]
 
 
-def test_a_plant_too_short_to_learn_from_is_refused(registry_home: Path, tmp_path: Path) -> None:
-    done = anomaly("demo", "--out", tmp_path / "demo", "--rows", 12)
-    assert done.status in (2, 3), done.err
-    assert "Traceback" not in done.err
+@pytest.mark.parametrize(("flag", "value"), [("--rows", 12), ("--seed", -1)])
+def test_a_plant_that_cannot_be_made_is_a_usage_error(home: Path, tmp_path: Path, flag: str, value: int) -> None:
+    done = anomaly("demo", "--out", tmp_path / "demo", flag, value)
+    assert done.status == 2, done.err
+    assert done.err.startswith("E2001")
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Press, anomaly, write_log
+from command_line import Press, anomaly, write_log
 
 from anomaly.data.contract import EVENT, LEAD, NORMAL
 from anomaly.data.store import WindowStore
@@ -33,7 +33,9 @@ def expected(press: Press, tmp_path_factory: pytest.TempPathFactory) -> pd.DataF
     return rows_of(path)
 
 
-def test_s1_the_store_holds_the_rows_of_the_log(press: Press, home: Path, tmp_path: Path, expected: pd.DataFrame) -> None:
+def test_s1_the_store_holds_the_rows_of_the_log(
+    press: Press, home: Path, tmp_path: Path, expected: pd.DataFrame
+) -> None:
     done = anomaly("ingest", press.log, *FLAGS, "--store", tmp_path / "store.h5", "--json").json
     tags = [f"tag{i}" for i in range(6)]
     assert np.allclose(expected[tags], press.frame[tags])
@@ -70,7 +72,12 @@ def test_layouts_of_one_log_give_one_store(press: Press, home: Path, tmp_path: P
         "parquet": (write_log(frame, tmp_path / "a.parquet"), *FLAGS),
         "two files": (*parts, *FLAGS),
         "folder": (folder, *FLAGS),
-        "long": (write_log(long.sort_values("time", kind="stable"), tmp_path / "long.csv"), "--label", "fault", *FLAGS[2:]),
+        "long": (
+            write_log(long.sort_values("time", kind="stable"), tmp_path / "long.csv"),
+            "--label",
+            "fault",
+            *FLAGS[2:],
+        ),
         "german": (german, *FLAGS, "--timezone", "Europe/Berlin", "--time-format", "%d.%m.%Y %H:%M:%S"),
     }
     for name, arguments in layouts.items():

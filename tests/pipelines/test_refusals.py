@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import SHORT, Press, anomaly, files_under, write_log
+from command_line import SHORT, Press, anomaly, files_under, write_log
 from small_plant import small_frame
 
 Recipe = Callable[[Path], None]
@@ -23,7 +25,7 @@ def frame(rows: int = 400) -> pd.DataFrame:
     return small_frame(rows)
 
 
-def cell(row: int, column: str, value: object) -> Recipe:
+def cell(row: int, column: str, value: str | int) -> Recipe:
     """The small log as CSV with one cell replaced; rows count from 1."""
 
     def write(path: Path) -> None:
@@ -62,7 +64,9 @@ def damaged(change: Callable[[bytearray], bytearray]) -> Recipe:
     """The small log as Parquet with checksums, then with other bytes."""
 
     def write(path: Path) -> None:
-        frame().to_parquet(path, index=False, write_page_checksum=True, compression="none")
+        pq.write_table(
+            pa.Table.from_pandas(frame(), preserve_index=False), path, write_page_checksum=True, compression="none"
+        )
         path.write_bytes(bytes(change(bytearray(path.read_bytes()))))
 
     return write
@@ -184,7 +188,11 @@ def store(press: Press, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("how", ["truncated", "flipped", "empty after the signature"])
 def test_a_damaged_window_store_is_refused(press: Press, ready: Path, store: Path, how: str) -> None:
     data = bytearray(store.read_bytes())
-    bad = {"truncated": data[: len(data) * 2 // 3], "flipped": flipped(data[:]), "empty after the signature": data[:600]}
+    bad = {
+        "truncated": data[: len(data) * 2 // 3],
+        "flipped": flipped(data[:]),
+        "empty after the signature": data[:600],
+    }
     (ready / "store.h5").write_bytes(bad[how])
     before = files_under(ready)
     done = anomaly("train", ready / "store.h5", *SHORT, "--out", ready / "model")

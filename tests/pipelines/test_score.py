@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Press, anomaly, files_under, write_log
+from command_line import Press, anomaly, files_under, write_log
 
 from alerts.store import AlertStore
 
@@ -81,7 +81,7 @@ def test_a_flipped_byte_in_the_score_file_is_noticed(press: Press, home: Path, t
     data, column = bytearray(out.read_bytes()), group.column(2)
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 0xFF
     out.write_bytes(data)
-    with pytest.raises(OSError, match="(?i)crc|checksum"):
+    with pytest.raises(OSError, match=r"(?i)crc|checksum"):
         scores(out)
 
 
@@ -148,7 +148,13 @@ def test_nan_and_gaps_give_unscorable_rows_with_a_reason(press: Press, home: Pat
     frame.loc[400, ["tag0", "tag5"]] = np.nan
     frame = frame.drop(index=range(600, 640))
     done = anomaly(
-        "score", write_log(frame, tmp_path / "a.csv"), "--model", press.bundle, "--out", tmp_path / "s.parquet", "--json"
+        "score",
+        write_log(frame, tmp_path / "a.csv"),
+        "--model",
+        press.bundle,
+        "--out",
+        tmp_path / "s.parquet",
+        "--json",
     ).json
     found = scores(tmp_path / "s.parquet").set_index(frame.index)
     assert found.loc[300:304, "outcome"].eq("unscorable").all()
@@ -180,7 +186,9 @@ def test_rows_before_a_change_keep_their_scores(press: Press, home: Path, tmp_pa
     found = []
     for frame in (press.frame[:800], changed):
         log = write_log(frame, tmp_path / "a.csv")
-        assert anomaly("score", log, "--model", press.bundle, "--out", tmp_path / "s.parquet", "--no-alerts").status == 0
+        assert (
+            anomaly("score", log, "--model", press.bundle, "--out", tmp_path / "s.parquet", "--no-alerts").status == 0
+        )
         found.append(scores(tmp_path / "s.parquet")["anomaly_score"].to_numpy())
     assert np.allclose(found[0][:500], found[1][:500], rtol=1e-4, atol=1e-4, equal_nan=True)
     assert not np.allclose(found[0][500:], found[1][500:], rtol=1e-4, atol=1e-4, equal_nan=True)
