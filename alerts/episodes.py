@@ -6,9 +6,10 @@ The rules, for the rows of one asset in time order:
   ``score >= off * threshold`` and ends at the last such row.
 - An **unscorable** row (outcome ``unscorable``, or a NaN score) neither starts nor ends an episode. It holds the state for
   at most ``merge_gap_us`` after the last row of the episode; after that the episode has ended. It is never "normal".
+- A **warm-up** row is treated the same: its window was padded, so a log that begins earlier may score it otherwise, and
+  an alert must not depend on where a file was cut.
 - An episode that starts within ``merge_gap_us`` of the end of the one before it is the same episode.
-- After merging, an episode with fewer than ``min_rows`` anomalous rows is dropped, and so is one whose anomalous rows are all
-  ``warm_up``. Warm-up rows may belong to an episode that other rows justify.
+- After merging, an episode with fewer than ``min_rows`` anomalous rows is dropped.
 
 ``EpisodeTracker`` follows the rows as they come; how they are cut into chunks makes no difference, to the last bit.
 """
@@ -27,7 +28,7 @@ UNSCORABLE, WARM_UP = "unscorable", "warm_up"
 
 #: Rows followed at once: bounds the memory of a long update.
 _BLOCK = 1 << 16
-#: An infinite score weighs this much when tag shares are averaged.
+#: An infinite share counts this much.
 _HEAVIEST = 1e6
 
 TopTags = tuple[tuple[str, float], ...]
@@ -63,7 +64,7 @@ class Episode:
     """A stretch of anomalous scores of one asset.
 
     ``start_us`` is the first anomalous row, ``peak_us`` the highest, ``end_us`` the last row at or above the off level.
-    ``rows`` counts anomalous rows. ``top_tags`` are (tag, share) of the score, largest first. ``open``: the log ended
+    ``rows`` counts anomalous rows. ``top_tags`` are (tag, share) of the peak row's score, largest first: of one row, so that they do not depend on where a log was cut. ``open``: the log ended
     while the episode was on.
     """
 
@@ -139,19 +140,17 @@ def find_episodes(
 
 @dataclass(frozen=True)
 class _Groups:
-    """Episodes under way, one per entry, before minimum length and warm-up are judged.
+    """Episodes under way, one per entry, before minimum length is judged.
 
-    ``start, end, peak_time, rows, settled (K,)`` int64 (``settled``: anomalous rows that are not warm-up), ``peak (K,)``
-    float64, ``sums (K, C)`` float64: tag shares weighted by score and summed row after row.
+    ``start, end, peak_time, rows (K,)`` int64, ``peak (K,)`` float64, ``shares (K, C)`` tag shares of the peak's row.
     """
 
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     peak_time: NDArray[np.int64]
     rows: NDArray[np.int64]
-    settled: NDArray[np.int64]
     peak: NDArray[np.float64]
-    sums: NDArray[np.float64]
+    shares: NDArray[np.float64]
 
     def at(self, index: slice) -> _Groups:
         """Some of the entries."""
@@ -160,19 +159,18 @@ class _Groups:
 
 def _no_groups(tags: int) -> _Groups:
     none = np.empty(0, np.int64)
-    return _Groups(none, none, none, none, none, np.empty(0), np.empty((0, tags)))
+    return _Groups(none, none, none, none, np.empty(0), np.empty((0, tags)))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A block of rows ``(n,)`` with what the rules need to know of each; ``weighted (n, C)``."""
+    """A block of rows ``(n,)`` with what the rules need to know of each; ``shares (n, C)``."""
 
     time: NDArray[np.int64]
     score: NDArray[np.float64]
     anomalous: NDArray[np.bool_]
     above_off: NDArray[np.bool_]
     scorable: NDArray[np.bool_]
-    warm_up: NDArray[np.bool_]
     shares: NDArray[Any]
 
 
@@ -200,7 +198,7 @@ class EpisodeTracker:
         ``reason (n,)`` text; ``shares (n, C)`` of the raw score, one column per tag (negative shares count as zero).
         The threshold is compared in the precision of ``score``, so that a float32 score file gives the same answer.
         """
-        t, s, unscorable, warm = _checked(time, score, outcome, reason)
+        t, s, unanswered = _checked(time, score, outcome, reason)
         part = np.zeros((len(t), len(self.tags)), np.float32) if shares is None else np.asarray(shares)
         if part.shape != (len(t), len(self.tags)):
             raise ValueError(f"shares: expected shape {(len(t), len(self.tags))}, got {part.shape}")
@@ -208,11 +206,9 @@ class EpisodeTracker:
             raise ValueError("time: expected rows of one asset in time order, got a time before the one above it")
         on_level, off_level = s.dtype.type(self.threshold), s.dtype.type(self.rules.off * self.threshold)
         for at in _blocks(len(t)):
-            scorable = ~unscorable[at] & ~np.isnan(s[at])
+            scorable = ~unanswered[at] & ~np.isnan(s[at])
             anomalous, above = scorable & (s[at] >= on_level), scorable & (s[at] >= off_level)
-            self._follow(
-                _Rows(t[at], s[at].astype(np.float64), anomalous, above | anomalous, scorable, warm[at], part[at])
-            )
+            self._follow(_Rows(t[at], s[at].astype(np.float64), anomalous, above | anomalous, scorable, part[at]))
 
     def finish(self) -> list[Episode]:
         """All episodes so far, in time order; the last is ``open`` if it is still on. Following may go on afterwards."""
@@ -257,7 +253,7 @@ class EpisodeTracker:
         self._current = grown.at(slice(-1, None))
 
     def _episodes(self, groups: _Groups, *, still_on: bool = False) -> list[Episode]:
-        kept = np.flatnonzero((groups.rows >= self.rules.min_rows) & (groups.settled > 0))
+        kept = np.flatnonzero(groups.rows >= self.rules.min_rows)
         return [
             Episode(
                 asset=self.asset,
@@ -267,28 +263,28 @@ class EpisodeTracker:
                 peak_score=float(groups.peak[k]),
                 threshold=self.threshold,
                 rows=int(groups.rows[k]),
-                top_tags=top_shares(groups.sums[k], self.tags, self.top),
+                top_tags=top_shares(groups.shares[k], self.tags, self.top),
                 open=still_on,
             )
             for k in kept
         ]
 
 
-def top_shares(sums: NDArray[np.float64], tags: Sequence[str], top: int) -> TopTags:
-    """The largest of ``sums (C,)`` as shares of their total, largest first; a tag without a share is left out.
+def top_shares(shares: NDArray[np.float64], tags: Sequence[str], top: int) -> TopTags:
+    """The largest of ``shares (C,)`` as parts of their total, largest first; a tag without a share is left out.
 
     >>> top_shares(np.array([1.0, 0.0, 3.0]), ("P", "Q", "R"), 2)
     (('R', 0.75), ('P', 0.25))
     """
-    total = float(sums.sum())
-    order = np.argsort(-sums, kind="stable")[:top]
-    return tuple((tags[i], float(sums[i]) / total) for i in order if sums[i] > 0)
+    total = float(shares.sum())
+    order = np.argsort(-shares, kind="stable")[:top]
+    return tuple((tags[i], float(shares[i]) / total) for i in order if shares[i] > 0)
 
 
 def _checked(
     time: ArrayLike, score: ArrayLike, outcome: ArrayLike, reason: ArrayLike
-) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Times, scores, which rows are unscorable, which are warm-up; all ``(n,)``."""
+) -> tuple[NDArray[np.int64], NDArray[np.floating[Any]], NDArray[np.bool_]]:
+    """Times, scores, and which rows have no full answer (unscorable or warm-up); all ``(n,)``."""
     t, s, why = np.asarray(time, dtype=np.int64), np.asarray(score), np.asarray(reason, dtype=object)
     s = s if s.dtype.kind == "f" else s.astype(np.float64)
     answer = np.asarray(outcome)
@@ -296,7 +292,7 @@ def _checked(
     for name, array in (("score", s), ("outcome", answer), ("reason", why)):
         if array.shape != t.shape or t.ndim != 1:
             raise ValueError(f"{name}: expected shape {t.shape} as time, one-dimensional, got {array.shape}")
-    return t, s, np.asarray(unscorable, dtype=bool), np.asarray(why == WARM_UP, dtype=bool)
+    return t, s, np.asarray(unscorable, dtype=bool) | np.asarray(why == WARM_UP, dtype=bool)
 
 
 def _blocks(rows: int) -> Iterator[slice]:
@@ -317,15 +313,15 @@ def _grow(current: _Groups, rows: _Rows, member: NDArray[np.bool_], group: NDArr
         end[0] = times[last[0]] if last[0] >= first[0] else current.end[0]
     at = np.flatnonzero(member)[anomalous]
     of = group[anomalous]
-    peak, peak_time = _peaks(current, rows.score[at], rows.time[at], of, count)
+    peak, peak_time, reached = _peaks(current, rows.score[at], rows.time[at], of, count)
+    shares = np.concatenate((current.shares, np.nan_to_num(np.maximum(rows.shares[at], 0), posinf=_HEAVIEST)))
     return _Groups(
         start=start,
         end=end,
         peak_time=peak_time,
         rows=_counts(current.rows, of, count),
-        settled=_counts(current.settled, of[~rows.warm_up[at]], count),
         peak=peak,
-        sums=_share_sums(current.sums, rows, at, of, count),
+        shares=shares[reached],
     )
 
 
@@ -337,8 +333,8 @@ def _counts(carried: NDArray[np.int64], of: NDArray[np.int64], count: int) -> ND
 
 def _peaks(
     current: _Groups, score: NDArray[np.float64], time: NDArray[np.int64], of: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Highest score of each episode and the first time it was reached."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.intp]]:
+    """Highest score of each episode, the first time it was reached, and the position of that row (carried ones first)."""
     held = len(current.start)
     score, time = np.concatenate((current.peak, score)), np.concatenate((current.peak_time, time))
     of = np.concatenate((np.zeros(held, np.int64), of))
@@ -346,23 +342,4 @@ def _peaks(
     np.maximum.at(peak, of, score)
     reached = np.flatnonzero(score == peak[of])
     _, first = np.unique(of[reached], return_index=True)
-    return peak, time[reached[first]]
-
-
-def _share_sums(
-    carried: NDArray[np.float64], rows: _Rows, at: NDArray[np.intp], of: NDArray[np.int64], count: int
-) -> NDArray[np.float64]:
-    """Tag shares of each episode's anomalous rows, each row's adding up to its score, summed in row order ``(K, C)``.
-
-    ``bincount`` adds one row after another, and the carried sum goes first: any chunking gives the same floats.
-    """
-    part = np.nan_to_num(np.maximum(rows.shares[at].astype(np.float64), 0), nan=0, posinf=_HEAVIEST)
-    total = part.sum(axis=1, keepdims=True)
-    weight = np.clip(rows.score[at], 1e-12, _HEAVIEST)[:, None]
-    part *= np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
-    of = np.concatenate((np.zeros(len(carried), np.int64), of))
-    part = np.concatenate((carried, part))
-    sums = np.zeros((count, part.shape[1]))
-    for tag, column in enumerate(part.T):
-        sums[:, tag] = np.bincount(of, weights=column, minlength=count)
-    return sums
+    return peak, time[reached[first]], reached[first]

@@ -60,7 +60,7 @@ class LogSettings:
 class WindowSettings:
     """How the log becomes windows."""
 
-    lookback: int = 8
+    lookback: int = 16
     stride: int = 1
     lead: str = "0s"
     max_gap: float = 3.5  # in periods: a longer step in time starts a new segment

@@ -26,7 +26,7 @@ from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
-from anomaly.model import GAP, OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows
+from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows
 from anomaly.scores.explain import top_shares
 from pipelines.ingest import log_files
 
@@ -174,9 +174,10 @@ def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
 
 
 class Coverage:
-    """Time that was fully answered, per asset: stretches without a gap, without their warm-up rows.
+    """Time that was fully answered, per asset: stretches without a gap, warm-up or unscorable rows.
 
-    A warm-up row is scored on a padded window, so a later, fuller log may still have something to say about it.
+    A warm-up row is scored on a padded window and an unscorable one not at all, so a fuller log may still have something
+    to say about them.
     """
 
     def __init__(self, max_gap_us: int) -> None:
@@ -185,7 +186,7 @@ class Coverage:
 
     def add(self, rows: ScoredRows) -> None:
         """Follow the next scored rows."""
-        answered = rows.take((rows.reason != WARM_UP) & (rows.reason != GAP))
+        answered = rows.take((rows.reason != WARM_UP) & (rows.outcome != UNSCORABLE))
         for asset in dict.fromkeys(answered.asset):
             time = answered.time[answered.asset == asset]
             edges = np.flatnonzero(np.diff(time) > self._max_gap_us) + 1

@@ -62,9 +62,9 @@ def test_merge_reaches_from_the_end_of_hysteresis_not_from_the_peak():
     assert spans(find([9, 2.5, 2.5, 0, 3], EpisodeRules(merge_gap_us=20))) == [(0, 0, 40, 2)]
 
 
-def test_warm_up_rows_raise_no_alert_by_themselves_but_may_belong_to_one():
+def test_warm_up_rows_belong_to_no_episode_so_that_no_alert_depends_on_where_a_file_was_cut():
     assert find([9, 9, 0], warm=(0, 1)) == []
-    assert spans(find([9, 8, 3, 0], warm=(0, 1))) == [(0, 0, 20, 3)]
+    assert spans(find([9, 8, 3, 0], warm=(0, 1))) == [(20, 20, 20, 1)]
 
 
 def test_unscorable_rows_neither_start_nor_end_and_hold_for_the_merge_gap():
@@ -113,11 +113,12 @@ def test_peak_is_the_first_highest_row():
     assert (found.peak_us, found.peak_score, found.threshold) == (10, 7.0, 3.0)
 
 
-def test_top_tags_are_row_shares_averaged_by_score():
-    # rows 1 and 2 are anomalous: (0.25, 0.75) with weight 6, (1, 0) with weight 3 -> P 4.5/9, Q 4.5/9; row 0 is not counted
+def test_top_tags_are_the_shares_of_the_peak_row_and_negative_ones_count_as_none():
     shares = np.array([[0, 9], [1, 3], [5, -2]], np.float32)
     (found,) = find([2.5, 6, 3], shares=shares, tags=("P", "Q"))
-    assert dict(found.top_tags) == pytest.approx({"P": 0.5, "Q": 0.5})
+    assert dict(found.top_tags) == pytest.approx({"P": 0.25, "Q": 0.75})
+    (found,) = find([2.5, 3, 6], shares=shares, tags=("P", "Q"))
+    assert dict(found.top_tags) == {"P": 1.0}
 
 
 def test_top_tags_largest_first_at_most_three_no_zero_share():
@@ -177,16 +178,16 @@ def by_hand(time, score, reason, threshold, rules):
     """The rules of the module's docstring, one row after another."""
     found, now, on, previous = [], None, False, None
     for t, s, why in zip(time.tolist(), score.tolist(), reason, strict=True):
+        s = np.nan if why == "warm_up" else s
         anomalous = s >= threshold
         jumped = rules.max_gap_us is not None and previous is not None and t - previous > rules.max_gap_us
         if jumped or (np.isnan(s) and now is not None and t - now["end"] > rules.merge_gap_us):
             on = False
         if anomalous:
             if not on and (now is None or t - now["end"] > rules.merge_gap_us):
-                found.append(now := {"start": t, "peak": (-np.inf, 0), "rows": 0, "settled": 0})
+                found.append(now := {"start": t, "peak": (-np.inf, 0), "rows": 0})
             on = True
             now["rows"] += 1
-            now["settled"] += why != "warm_up"
             now["peak"] = max(now["peak"], (s, -t))
             now["end"] = t
         elif s >= rules.off * threshold and on:
@@ -194,7 +195,7 @@ def by_hand(time, score, reason, threshold, rules):
         elif not np.isnan(s):
             on = False
         previous = t
-    kept = [f for f in found if f["rows"] >= rules.min_rows and f["settled"]]
+    kept = [f for f in found if f["rows"] >= rules.min_rows]
     return [(f["start"], -f["peak"][1], f["end"], f["rows"]) for f in kept]
 
 
