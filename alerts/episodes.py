@@ -64,8 +64,8 @@ class Episode:
     """A stretch of anomalous scores of one asset.
 
     ``start_us`` is the first anomalous row, ``peak_us`` the highest, ``end_us`` the last row at or above the off level.
-    ``rows`` counts anomalous rows. ``top_tags`` are (tag, share) of the peak row's score, largest first: of one row, so that they do not depend on where a log was cut. ``open``: the log ended
-    while the episode was on.
+    ``rows`` counts anomalous rows. ``top_tags`` are (tag, share) of the peak row's score, largest first: of one row, so
+    that they do not depend on where a log was cut. ``open``: the log ended while the episode was on.
     """
 
     asset: str

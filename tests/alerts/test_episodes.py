@@ -177,8 +177,8 @@ def test_nan_threshold_is_refused():
 def by_hand(time, score, reason, threshold, rules):
     """The rules of the module's docstring, one row after another."""
     found, now, on, previous = [], None, False, None
-    for t, s, why in zip(time.tolist(), score.tolist(), reason, strict=True):
-        s = np.nan if why == "warm_up" else s
+    answered = np.where(reason == "warm_up", np.nan, score)
+    for t, s in zip(time.tolist(), answered.tolist(), strict=True):
         anomalous = s >= threshold
         jumped = rules.max_gap_us is not None and previous is not None and t - previous > rules.max_gap_us
         if jumped or (np.isnan(s) and now is not None and t - now["end"] > rules.merge_gap_us):

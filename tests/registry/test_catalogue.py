@@ -69,7 +69,7 @@ def test_show_gives_all_that_was_recorded(two: Any) -> None:
     card = show_model("press@challenger")
     assert (card.version, card.run_id, card.model_id) == (2, two[1].run_id, two[1].model_id)
     assert card.metrics["average_precision_low"] == 0.4
-    assert card.settings["window.lookback"] == str(Settings().window.lookback)
+    assert card.settings["window.lookback"] == "16"
     assert card == show_model("models:/press/2")
     assert show_model("press").version == 1
 

@@ -54,7 +54,7 @@ def test_a_run_holds_everything_that_was_run(register: Register, model: Any, sta
         files = {f.path for f in client.list_artifacts(made.run_id)}
         split = client.download_artifacts(made.run_id, "split.json", str(tmp_path))
     assert run.info.status == "FINISHED"
-    assert run.data.params["window.lookback"] == str(Settings().window.lookback)
+    assert run.data.params["window.lookback"] == "16"
     assert curve == [2.5, 1.5]
     assert files == {"split.json", "report"}
     assert json.loads(Path(split).read_text()) == {"train": ["2026-01-01", "2026-01-02"]}
