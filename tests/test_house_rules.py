@@ -48,7 +48,7 @@ BANNED_ATTRIBUTES = {
 }
 #: Keywords that may only ever be given one constant.
 ONLY = {"allow_pickle": False, "shell": False, "safe_mode": True}
-READERS = ("anomaly/data/readers.py", "anomaly/data/sources.py")
+READERS = ("anomaly/data/readers.py", "anomaly/data/reading/sources.py")
 
 
 class _Bans(ast.NodeVisitor):

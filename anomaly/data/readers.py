@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from anomaly.config import LogSettings, parse_duration
-from anomaly.data import findings, long_form, overlaps, time_columns
-from anomaly.data.chunking import Layout, Part, part_chunks, rebatch
 from anomaly.data.contract import EVENT, NORMAL, ONE_ASSET, UNKNOWN, LogChunk, LogContract
-from anomaly.data.order import StepCounter
-from anomaly.data.profile import FileProfile, Reading, profile_file
-from anomaly.data.roles import Roles, inferred, matched, some_names
-from anomaly.data.sources import Source, open_source
-from anomaly.data.times import TimeReading
+from anomaly.data.reading import column_faults, long_form, overlaps, time_columns
+from anomaly.data.reading.chunking import Layout, Part, part_chunks, rebatch
+from anomaly.data.reading.order import StepCounter
+from anomaly.data.reading.profile import FileProfile, Reading, profile_file
+from anomaly.data.reading.roles import Roles, inferred, matched, some_names
+from anomaly.data.reading.sources import Source, open_source
+from anomaly.data.reading.times import TimeReading
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.files import sha256
 
@@ -108,7 +108,7 @@ def open_log(
     except InputRefused as refused:
         _discard(draft.scratch)
         more = [f for f in refused.faults if f not in draft.faults]
-        raise InputRefused(findings.limited(draft.faults + more)) from refused
+        raise InputRefused(column_faults.limited(draft.faults + more)) from refused
     except BaseException:
         _discard(draft.scratch)
         raise
@@ -143,7 +143,7 @@ def _open(draft: _Draft, paths: list[Path]) -> PlantLog:
 
 def _refuse(draft: _Draft) -> None:
     if draft.faults:
-        raise InputRefused(findings.limited(draft.faults))
+        raise InputRefused(column_faults.limited(draft.faults))
 
 
 def _open_sources(draft: _Draft, paths: list[Path]) -> None:
@@ -251,8 +251,8 @@ def _roles(draft: _Draft, profiles: list[FileProfile]) -> Roles:
     if draft.long is not None:
         settings = replace(settings, asset=draft.reading.asset, asset_from_name=None)
     roles = matched(profiles, settings, draft.contract) if draft.contract else inferred(profiles, settings)
-    draft.faults += roles.faults + findings.column_faults(profiles, roles, settings)
-    labels = findings.label_scheme(profiles, roles, settings, draft.contract is not None)
+    draft.faults += roles.faults + column_faults.column_faults(profiles, roles, settings)
+    labels = column_faults.label_scheme(profiles, roles, settings, draft.contract is not None)
     # the wide form of a long log has rows of its own: a row number would mislead
     draft.faults += [replace(f, row=None) for f in labels] if draft.long else labels
     if draft.zoned is None:

@@ -15,9 +15,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from anomaly.config import LogSettings
-from anomaly.data import sources
 from anomaly.data.contract import EVENT, NORMAL, UNKNOWN, LogChunk
 from anomaly.data.readers import PlantLog, open_log
+from anomaly.data.reading import sources
 from anomaly.errors import InputRefused
 from anomaly.files import sha256
 

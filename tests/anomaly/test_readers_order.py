@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from anomaly.data.order import Column, OrderFindings, RowOrder, StepCounter
-from anomaly.data.values import numbers
+from anomaly.data.reading.order import Column, OrderFindings, RowOrder, StepCounter
+from anomaly.data.reading.values import numbers
 
 
 @given(st.lists(st.integers(-5, 50), min_size=1, max_size=60), st.integers(1, 59))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly.data.values import Numbers, texts
+from anomaly.data.reading.values import Numbers, texts
 
 _MOST_STEPS = 65_536
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from anomaly.config import LogSettings
-from anomaly.data.profile import ColumnProfile, FileProfile, Rows
-from anomaly.data.roles import Roles, merged
+from anomaly.data.reading.profile import ColumnProfile, FileProfile, Rows
+from anomaly.data.reading.roles import Roles, merged
 from anomaly.errors import Fault
 
 MOST_FAULTS = 100

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from anomaly.config import LogSettings
 from anomaly.data.contract import LogContract
-from anomaly.data.roles import near
-from anomaly.data.sources import RawBatch, Source
-from anomaly.data.times import (
+from anomaly.data.reading.roles import near
+from anomaly.data.reading.sources import RawBatch, Source
+from anomaly.data.reading.times import (
     TIME_NAMES,
     TimeReading,
     day_month_order,
@@ -18,7 +18,7 @@ from anomaly.data.times import (
     looks_like_time,
     zone_of,
 )
-from anomaly.data.values import is_text, plain
+from anomaly.data.reading.values import is_text, plain
 from anomaly.errors import Fault, InputRefused
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from anomaly.config import LogSettings
 from anomaly.data.contract import LogContract
-from anomaly.data.profile import ColumnProfile, FileProfile
+from anomaly.data.reading.profile import ColumnProfile, FileProfile
 from anomaly.errors import Fault
 
 #: A column of such a name is left out unless it is declared: trained on it, a model would know the answer.

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from anomaly.data.values import NUMBER, is_text, plain
+from anomaly.data.reading.values import NUMBER, is_text, plain
 from anomaly.errors import Fault, UsageError
 
 #: Column names taken as the time when none is declared, in this order.

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.contract import EVENT, NORMAL, UNKNOWN, LogChunk, LogContract
-from anomaly.data.profile import FileProfile
-from anomaly.data.sources import RawBatch, Source
-from anomaly.data.times import TimeReading, read_times
-from anomaly.data.values import numbers, texts
+from anomaly.data.reading.profile import FileProfile
+from anomaly.data.reading.sources import RawBatch, Source
+from anomaly.data.reading.times import TimeReading, read_times
+from anomaly.data.reading.values import numbers, texts
 
 
 @dataclass(frozen=True)

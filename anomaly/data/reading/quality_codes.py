@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from anomaly.data.sources import Source
-from anomaly.data.values import plain
+from anomaly.data.reading.sources import Source
+from anomaly.data.reading.values import plain
 
 GOOD, UNCERTAIN, BAD, UNREAD = 0, 1, 2, 3
 

@@ -18,7 +18,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from anomaly.config import LogSettings
-from anomaly.data import csv_form
+from anomaly.data.reading import csv_form
 from anomaly.errors import Fault, InputRefused
 
 BATCH_ROWS = 65_536

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from anomaly.data.order import Column, OrderFindings, RowOrder
-from anomaly.data.sources import RawBatch, Source
-from anomaly.data.times import TimeReading, read_times
-from anomaly.data.values import LARGEST, cell, is_number, is_text, numbers, plain, texts
+from anomaly.data.reading.order import Column, OrderFindings, RowOrder
+from anomaly.data.reading.sources import RawBatch, Source
+from anomaly.data.reading.times import TimeReading, read_times
+from anomaly.data.reading.values import LARGEST, cell, is_number, is_text, numbers, plain, texts
 from anomaly.errors import Fault
 
 #: Of each kind of fault in a column the first ten rows are named.

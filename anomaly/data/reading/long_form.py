@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly.config import LogSettings, parse_duration
-from anomaly.data import quality_codes
-from anomaly.data.profile import SHOWN, shown_time
-from anomaly.data.roles import near
-from anomaly.data.sources import ParquetSource, RawBatch, Source
-from anomaly.data.times import TimeReading, read_times
-from anomaly.data.values import LARGEST, cell, is_text, numbers, plain, texts
+from anomaly.data.reading import quality_codes
+from anomaly.data.reading.profile import SHOWN, shown_time
+from anomaly.data.reading.roles import near
+from anomaly.data.reading.sources import ParquetSource, RawBatch, Source
+from anomaly.data.reading.times import TimeReading, read_times
+from anomaly.data.reading.values import LARGEST, cell, is_text, numbers, plain, texts
 from anomaly.errors import Fault, InputRefused
 
 TAG_NAMES = ("tag", "tagname", "tag_name", "point", "sensor", "name")

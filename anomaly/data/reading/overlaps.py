@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.chunking import Layout, Part, part_chunks
 from anomaly.data.contract import UNKNOWN, LogChunk
-from anomaly.data.profile import SHOWN, shown_time
+from anomaly.data.reading.chunking import Layout, Part, part_chunks
+from anomaly.data.reading.profile import SHOWN, shown_time
 from anomaly.errors import Fault
 
 
