@@ -76,6 +76,8 @@ def _publish(temporary: Path, target: Path) -> None:
     for file in sorted(temporary.rglob("*")) if temporary.is_dir() else [temporary]:
         if file.is_file():
             _sync(file)
+    if temporary.is_dir():
+        _sync(temporary)
     killpoint("files.before_rename")
     if temporary.is_dir() and target.exists():
         _replace_folder(temporary, target)

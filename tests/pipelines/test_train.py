@@ -232,7 +232,7 @@ def test_evaluate_judges_only_rows_that_the_model_never_saw(press: Press, home: 
 
 
 def test_evaluate_on_a_later_log_judges_all_of_it(press: Press, home: Path, tmp_path: Path) -> None:
-    later = press.frame[:1000].assign(time=press.frame["time"][:1000] + pd.Timedelta("30d"))
+    later = press.frame[:1000].assign(time=press.frame["time"][:1000] + pd.Timedelta(days=30))
     done = anomaly("evaluate", press.bundle, write_log(later, tmp_path / "a.csv"), "--json").json
     assert not [n for n in done["evaluation"]["notes"] if "the model learned from" in n]
     assert done["evaluation"]["events"] == int(later["label"].sum())

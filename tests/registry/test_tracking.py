@@ -216,7 +216,7 @@ def test_f8_a_server_that_answers_wrongly_is_unavailable(
     server = HTTPServer(("127.0.0.1", 0), Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        unreachable(f"http://user:secret@127.0.0.1:{server.server_port}", monkeypatch, tmp_path)
+        assert unreachable(f"http://user:secret@127.0.0.1:{server.server_port}", monkeypatch, tmp_path)
     finally:
         server.shutdown()
         server.server_close()
