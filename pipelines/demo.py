@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from alerts.store import Alert, AlertStore
 from anomaly.config import Settings, parse_duration
@@ -25,11 +26,12 @@ LEAD = "10min"
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
+    """What the demo made; ``leads``: by alert id, how long after the alert its planted break came, in microseconds."""
 
     trained: Trained
     scored: Scored
     alerts: list[Alert]
+    leads: dict[int, int]
     summary: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,7 +39,7 @@ class Demo:
         return {
             "trained": self.trained.to_dict(),
             "scored": self.scored.to_dict(),
-            "alerts": [a.to_dict() for a in self.alerts],
+            "alerts": [a.to_dict() | {"break_after_us": self.leads.get(a.id)} for a in self.alerts],
             "summary": self.summary,
         }
 
@@ -58,7 +60,10 @@ def demo(folder: Path, *, rows: int = 25_000, seed: int = 7, progress: Progress 
     model = load_bundle(folder / "model")
     scored = score([new], model, "demo", folder / "scores.parquet", alert_database(), progress)
     alerts = AlertStore(alert_database()).alerts(model=model.digest, limit=1000)
-    return Demo(trained, scored, alerts, _leads(plant, scored))
+    cut = plant.frame["time"].iloc[int(len(plant.frame) * 0.8)]
+    events = pd.DatetimeIndex(plant.events["time"][plant.events["time"] >= cut]).as_unit("us").asi8
+    leads = leads_of(events, alerts, parse_duration(LEAD))
+    return Demo(trained, scored, alerts, leads, _summary(events, alerts, leads))
 
 
 def _write(plant: SyntheticLog, folder: Path) -> tuple[Path, Path]:
@@ -72,20 +77,31 @@ def _write(plant: SyntheticLog, folder: Path) -> tuple[Path, Path]:
     return history, new
 
 
-def _leads(plant: SyntheticLog, scored: Scored) -> str:
-    """How early the alerts of the new days came, counted against the planted events."""
-    cut = plant.frame["time"].iloc[int(len(plant.frame) * 0.8)]
-    events = pd.DatetimeIndex(plant.events["time"][plant.events["time"] >= cut]).as_unit("us").asi8
-    lead = parse_duration(LEAD)
-    spans = np.array([(e.start_us, e.end_us) for e in scored.episodes], dtype=np.int64).reshape(-1, 2)
-    leads = []
-    for t in events:
-        ahead = spans[(spans[:, 0] < t) & (spans[:, 1] >= t - lead)]
-        if len(ahead):
-            leads.append(int(min(t - ahead[:, 0].min(), lead)))
-    if not leads:
-        return f"new days: {len(events)} planted breaks, none announced ahead; {len(spans)} alerts"
+def leads_of(events: NDArray[np.int64], alerts: list[Alert], lead_us: int) -> dict[int, int]:
+    """How long after each alert began its event came, in microseconds, by alert id; alerts without one are left out.
+
+    ``events (k,)`` are event times. An alert announces the first event after its start, if it was still on ``lead_us``
+    before it.
+    """
+    found = {}
+    for alert in alerts:
+        later = events[events > alert.start_us]
+        if len(later) and alert.end_us >= later[0] - lead_us:
+            found[alert.id] = int(later[0] - alert.start_us)
+    return found
+
+
+def _summary(events: NDArray[np.int64], alerts: list[Alert], leads: dict[int, int]) -> str:
+    """The new days in one sentence."""
+    starts = {a.id: a.start_us for a in alerts}
+    announced = {starts[number] + lead: 0 for number, lead in leads.items()}
+    for number, lead in leads.items():
+        event = starts[number] + lead
+        announced[event] = max(announced[event], lead)
+    if not announced:
+        return f"new days: {len(events)} planted breaks, none announced ahead; {len(alerts)} alerts"
     return (
-        f"new days: {len(leads)} of {len(events)} planted breaks announced ahead, median lead "
-        f"{np.median(leads) / 60e6:.0f} min (a quarter of the breaks gives no sign); {len(spans)} alerts in all"
+        f"new days: {len(announced)} of {len(events)} planted breaks announced ahead, median lead "
+        f"{np.median(list(announced.values())) / 60e6:.0f} min (a quarter of the breaks gives no sign); "
+        f"{len(alerts)} alerts in all, {len(alerts) - len(leads)} without a break after them"
     )

@@ -253,7 +253,7 @@ def show_demo(done: Demo) -> None:
     show_trained(done.trained)
     show_scored(done.scored)
     _out.print()
-    show_alerts(done.alerts[:15])
+    show_alerts(done.alerts[:15], done.leads)
     if len(done.alerts) > 15:
         _out.print(f"… {len(done.alerts) - 15} more alerts: anomaly alerts list")
     _out.print()
@@ -287,16 +287,18 @@ def _tags(alert: Alert, most: int = 3) -> str:
     return ", ".join(f"{tag} {share:.0%}" for tag, share in alert.top_tags[:most])
 
 
-def show_alerts(rows: list[Alert]) -> None:
-    """The alert list, newest first."""
+def show_alerts(rows: list[Alert], breaks: dict[int, int] | None = None) -> None:
+    """The alert list, newest first; ``breaks`` adds what is known of a planted plant: when the break came."""
     if not rows:
         _out.print("no alerts")
         return
-    table = _table("id", "asset", "start (UTC)", "lasted", "peak", "lead", "top tags", "state")
+    last = "state" if breaks is None else "break came after"
+    table = _table("id", "asset", "start (UTC)", "lasted", "peak", "lead", "top tags", last)
     for a in rows:
         lead = span(a.lead_us) if a.lead_us else "–"
         lasted = span(a.end_us - a.start_us)
-        cells = (str(a.id), a.asset, moment(a.start_us), lasted, f"{a.peak_score:.1f}", lead, _tags(a), a.state)
+        end = a.state if breaks is None else (span(breaks[a.id]) if a.id in breaks else "no break")
+        cells = (str(a.id), a.asset, moment(a.start_us), lasted, f"{a.peak_score:.1f}", lead, _tags(a), end)
         table.add_row(*(escape(c) for c in cells))
     _out.print(table)
 

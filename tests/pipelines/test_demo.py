@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from command_line import anomaly
 
-from alerts.store import AlertStore
+from alerts.store import Alert, AlertStore
 from anomaly.config import Settings
+from pipelines.demo import leads_of
 
 
 @pytest.mark.slow
@@ -38,6 +40,15 @@ def test_the_demo_trains_scores_and_lists_alerts(
     stored = AlertStore(registry_home / "alerts.db").alerts(limit=None)
     assert [a.id for a in stored] == [a["id"] for a in done["alerts"]]
     assert len(stored) == done["scored"]["episodes"]
+
+
+def test_an_alert_leads_to_the_next_break_if_it_was_on_shortly_before_it() -> None:
+    def alert(number: int, start: int, end: int) -> Alert:
+        return Alert(number, "a", "m", "m", start, start, end, 3.0, 2.0, 1, None, (), "new", 1, 0)
+
+    events = np.array([100, 200])
+    alerts = [alert(1, 95, 99), alert(2, 60, 70), alert(3, 100, 100), alert(4, 195, 230), alert(5, 210, 220)]
+    assert leads_of(events, alerts, 10) == {1: 5, 4: 5}
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--rows", 12), ("--seed", -1)])
