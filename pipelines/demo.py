@@ -80,12 +80,12 @@ def _write(plant: SyntheticLog, folder: Path) -> tuple[Path, Path]:
 def leads_of(events: NDArray[np.int64], alerts: list[Alert], lead_us: int) -> dict[int, int]:
     """How long after each alert began its event came, in microseconds, by alert id; alerts without one are left out.
 
-    ``events (k,)`` are event times. An alert announces the first event after its start, if it was still on ``lead_us``
-    before it.
+    ``events (k,)`` are event times. An alert belongs to the first event at or after its start, if it was still on
+    ``lead_us`` before it; 0 is an alert that came with the event.
     """
     found = {}
     for alert in alerts:
-        later = events[events > alert.start_us]
+        later = events[events >= alert.start_us]
         if len(later) and alert.end_us >= later[0] - lead_us:
             found[alert.id] = int(later[0] - alert.start_us)
     return found
@@ -94,14 +94,15 @@ def leads_of(events: NDArray[np.int64], alerts: list[Alert], lead_us: int) -> di
 def _summary(events: NDArray[np.int64], alerts: list[Alert], leads: dict[int, int]) -> str:
     """The new days in one sentence."""
     starts = {a.id: a.start_us for a in alerts}
-    announced = {starts[number] + lead: 0 for number, lead in leads.items()}
+    announced: dict[int, int] = {}
     for number, lead in leads.items():
-        event = starts[number] + lead
-        announced[event] = max(announced[event], lead)
+        if lead:
+            event = starts[number] + lead
+            announced[event] = max(announced.get(event, 0), lead)
     if not announced:
         return f"new days: {len(events)} planted breaks, none announced ahead; {len(alerts)} alerts"
     return (
         f"new days: {len(announced)} of {len(events)} planted breaks announced ahead, median lead "
         f"{np.median(list(announced.values())) / 60e6:.0f} min (a quarter of the breaks gives no sign); "
-        f"{len(alerts)} alerts in all, {len(alerts) - len(leads)} without a break after them"
+        f"{len(alerts)} alerts in all, {len(alerts) - len(leads)} without a break"
     )

@@ -297,10 +297,17 @@ def show_alerts(rows: list[Alert], breaks: dict[int, int] | None = None) -> None
     for a in rows:
         lead = span(a.lead_us) if a.lead_us else "–"
         lasted = span(a.end_us - a.start_us)
-        end = a.state if breaks is None else (span(breaks[a.id]) if a.id in breaks else "no break")
+        end = a.state if breaks is None else _break(breaks.get(a.id))
         cells = (str(a.id), a.asset, moment(a.start_us), lasted, f"{a.peak_score:.1f}", lead, _tags(a), end)
         table.add_row(*(escape(c) for c in cells))
     _out.print(table)
+
+
+def _break(after_us: int | None) -> str:
+    """When the planted break came, as seen from the alert."""
+    if after_us is None:
+        return "no break"
+    return span(after_us) if after_us else "at the break"
 
 
 def show_alert(a: Alert) -> None:

@@ -48,7 +48,7 @@ def test_an_alert_leads_to_the_next_break_if_it_was_on_shortly_before_it() -> No
 
     events = np.array([100, 200])
     alerts = [alert(1, 95, 99), alert(2, 60, 70), alert(3, 100, 100), alert(4, 195, 230), alert(5, 210, 220)]
-    assert leads_of(events, alerts, 10) == {1: 5, 4: 5}
+    assert leads_of(events, alerts, 10) == {1: 5, 3: 0, 4: 5}
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--rows", 12), ("--seed", -1)])
