@@ -214,8 +214,7 @@ class StreamScorer:
         prepared, absent = model.preparer.transform(held), model.preparer.absent(age)
         first_ever = state.last_time is None
         since = _rows_since_start(starts, state.since_start)
-        windows = ending_windows(prepared, since, model.lookback, state.tail)
-        raw, shares = model.raw_scores(windows)
+        raw, shares = self._raw(prepared, since, state.tail)
         absent_row = np.asarray(absent.any(axis=1))
         unseen = self._mostly_absent(absent_row, since, state)
         score = model.calibrator.transform(raw).astype(np.float32)
@@ -225,6 +224,20 @@ class StreamScorer:
         self._remember(state, time, prepared, since)
         named = np.full(len(time), asset, dtype=object)
         return ScoredRows(time, named, score, outcome, reason, shares, prepared)
+
+    def _raw(
+        self, prepared: NDArray[np.float32], since: NDArray[np.int64], tail: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Raw scores and shares of the window that ends at each row; few windows exist at a time."""
+        history = prepared[:0] if tail is None else tail
+        rows, before = np.concatenate((history, prepared)), len(history)
+        parts = []
+        for at in range(0, len(prepared), _BATCH):
+            own = slice(before + at, before + at + _BATCH)
+            earlier = rows[max(own.start - self.model.lookback + 1, 0) : own.start]
+            windows = ending_windows(rows[own], since[at : at + _BATCH], self.model.lookback, earlier)
+            parts.append(self.model.raw_scores(windows))
+        return np.concatenate([raw for raw, _ in parts]), np.concatenate([shares for _, shares in parts])
 
     def _outcomes(
         self,
