@@ -350,6 +350,15 @@ def _mean_of_draws(name: str, values: NDArray[np.float64]) -> Figure:
     return figure(name, float(values.mean()), interval, count, len(values))
 
 
+def counted(n: int, what: str) -> str:
+    """A count with its noun in the right number.
+
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def _notes(e: Evaluation) -> list[str]:
     """What a reader must know before trusting the figures."""
     said = []
@@ -365,7 +374,7 @@ def _notes(e: Evaluation) -> list[str]:
     if not e.events:
         said.append(f"no event in the {e.part} part: recall and ranking cannot be judged")
     elif e.events < _FEW:
-        said.append(f"only {e.events} event(s) in the {e.part} part: every figure about events is uncertain")
+        said.append(f"only {counted(e.events, 'event')} in the {e.part} part: every figure about events is uncertain")
     if e.prevalence > _HIGH_PREVALENCE:
         said.append(
             f"{e.prevalence:.0%} of the rows are positive: an alarm that is always on has that precision already"
@@ -377,9 +386,9 @@ def _notes(e: Evaluation) -> list[str]:
         )
     if e.unscorable:
         missed = e.confusion.unscorable_positive
-        said.append(f"{e.unscorable} rows could not be scored; {missed} of them were positive and count as missed")
+        said.append(f"{counted(e.unscorable, 'row')} could not be scored; {missed} positive, counted as missed")
     if e.unknown:
-        said.append(f"{e.unknown} rows of unknown label are not counted")
+        said.append(f"{counted(e.unknown, 'row')} of unknown label not counted")
     if set(e.baselines) - {"always", "never", "random"}:
         said.append("each baseline with a score flags as many rows as the model does on the same rows")
     return said + _better(e)

@@ -408,7 +408,7 @@ def test_unscorable_rows_are_missed_by_recall_ignored_by_precision_and_never_nor
     assert found.figures["recall"].value == pytest.approx(120 / 160)
     assert found.figures["recall"].n == 160
     assert found.confusion.tn == (rows.kind == NORMAL).sum() - found.confusion.fp
-    assert any("40 of them were positive and count as missed" in note for note in found.notes)
+    assert any("40 positive, counted as missed" in note for note in found.notes)
 
 
 def test_a_nan_score_that_claims_to_be_normal_is_refused() -> None:
