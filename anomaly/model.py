@@ -6,7 +6,7 @@ the log is cut into chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly.config import Settings
 from anomaly.data.audit import RowAudit
-from anomaly.data.contract import ONE_ASSET, LogChunk, LogContract
+from anomaly.data.contract import ONE_ASSET, Columns, LogChunk, LogContract
 from anomaly.data.labels import segments
 from anomaly.data.scaling import HoldState, RowPreparer, hold_last
 from anomaly.data.windows import ending_windows
@@ -38,7 +38,7 @@ _NAMED_TAGS = 3
 
 
 @dataclass(frozen=True)
-class ScoredRows:
+class ScoredRows(Columns):
     """One scored row per log row, in the order they came.
 
     ``time (n,)`` int64 UTC microseconds; ``asset (n,)`` str; ``score (n,)`` float32, NaN where unscorable;
@@ -53,15 +53,6 @@ class ScoredRows:
     reason: NDArray[np.object_]
     shares: NDArray[np.float32]
     prepared: NDArray[np.float32]
-
-    def take(self, index: Any) -> ScoredRows:
-        """The rows at ``index`` (slice, mask or positions)."""
-        return ScoredRows(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @staticmethod
-    def join(parts: list[ScoredRows]) -> ScoredRows:
-        """Parts one after another."""
-        return ScoredRows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(ScoredRows)))
 
 
 @dataclass
@@ -90,14 +81,8 @@ class AnomalyModel:
 
     def raw_scores(self, windows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """Uncalibrated scores ``(B,)`` and their per-tag shares ``(B, C)`` of prepared windows ``(B, T, C)``."""
-        scores, shares = [np.empty(0)], [np.empty((0, windows.shape[2]), np.float32)]
-        for start in range(0, len(windows), _BATCH):
-            block = windows[start : start + _BATCH]
-            residual = block - self.encoder.reconstruct(block)
-            own = self.detector.shares(residual)
-            scores.append(own.sum(axis=1))
-            shares.append(own.astype(np.float32))
-        return np.concatenate(scores), np.concatenate(shares)
+        shares = self.detector.shares(windows - self.encoder.reconstruct(windows))
+        return np.asarray(shares.sum(axis=1)), shares.astype(np.float32)
 
     def stream(self) -> StreamScorer:
         """A scorer with empty state: nothing seen yet."""

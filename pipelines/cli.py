@@ -36,7 +36,6 @@ INTERRUPTED = 130
 
 Logs = Annotated[list[Path], typer.Argument(help="Log files (CSV or Parquet) or folders of them.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-Config = Annotated[Path | None, typer.Option("--config", help="Settings as TOML; flags override it.")]
 
 
 def _log_flags(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,21 @@ class LogContract:
 
 
 @dataclass(frozen=True)
-class LogChunk:
+class Columns:
+    """Arrays of one length, row by row: what rows of a log, of scores and of windows have in common."""
+
+    def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Self:
+        """The rows at ``index`` (slice, mask or positions)."""
+        return type(self)(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """At least one part, one after another."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
+class LogChunk(Columns):
     """Consecutive rows of a checked log, in input order.
 
     Shapes: ``row (n,)`` int64, 0-based position in the whole log (files in reading order); ``time (n,)`` int64 UTC
@@ -93,8 +108,3 @@ class LogChunk:
 
     def __len__(self) -> int:
         return len(self.row)
-
-    def take(self, index: NDArray[np.int64] | NDArray[np.bool_] | slice) -> LogChunk:
-        """The rows at ``index``."""
-        return LogChunk(self.row[index], self.time[index], self.asset[index], self.values[index],
-                        self.categories[index], self.label[index], self.bad[index])  # fmt: skip

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.contract import EVENT, LEAD, UNKNOWN, LogChunk
+from anomaly.data.contract import EVENT, LEAD, UNKNOWN, Columns, LogChunk
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class WindowBlock:
 
 
 @dataclass(frozen=True)
-class WindowBatch:
+class WindowBatch(Columns):
     """Windows of any assets in mixed order: ``asset (B,)`` str objects, the rest as in WindowBlock."""
 
     asset: NDArray[np.object_]
@@ -84,15 +84,6 @@ class WindowBatch:
 
     def __len__(self) -> int:
         return len(self.starts)
-
-    def take(self, index: NDArray | slice) -> WindowBatch:
-        """The windows at ``index`` (slice, mask or positions)."""
-        return WindowBatch(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @staticmethod
-    def join(parts: list[WindowBatch]) -> WindowBatch:
-        """Parts one after another."""
-        return WindowBatch(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(WindowBatch)))
 
     @staticmethod
     def of(block: WindowBlock) -> WindowBatch:

@@ -14,30 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_reading import joined, us, write
 from numpy.testing import assert_array_equal
 
 from anomaly.config import LogSettings
 from anomaly.data.contract import EVENT, NORMAL, ONE_ASSET, UNKNOWN, LogChunk
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.files import sha256
-
-
-def us(text: str) -> int:
-    """An ISO time, UTC where it has no zone, as microseconds."""
-    moment = datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 10**6)
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8", newline="")
-    return path
-
-
-def joined(log: PlantLog, rows: int = 65536) -> LogChunk:
-    """The whole log as one chunk, read ``rows`` at a time."""
-    chunks = list(log.chunks(rows))
-    return LogChunk(*(np.concatenate([getattr(c, f.name) for c in chunks]) for f in fields(LogChunk)))
 
 
 def test_a_plain_log_is_read_without_any_setting(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
@@ -12,32 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from log_reading import joined, us, write
 from numpy.testing import assert_array_equal
 
 from anomaly.config import LogSettings
 from anomaly.data.contract import EVENT, NORMAL, UNKNOWN, LogChunk
-from anomaly.data.readers import PlantLog, open_log
+from anomaly.data.readers import open_log
 from anomaly.data.reading import sources
 from anomaly.errors import InputRefused
 from anomaly.files import sha256
-
-
-def us(text: str) -> int:
-    """An ISO time, UTC where it has no zone, as microseconds."""
-    moment = datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 10**6)
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8", newline="")
-    return path
-
-
-def joined(log: PlantLog, rows: int = 65536) -> LogChunk:
-    """The whole log as one chunk, read ``rows`` at a time."""
-    chunks = list(log.chunks(rows))
-    return LogChunk(*(np.concatenate([getattr(c, f.name) for c in chunks]) for f in fields(LogChunk)))
 
 
 def test_assets_from_a_column_keep_the_input_order(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ def rebatch(chunks: Iterable[LogChunk], rows: int) -> Iterator[LogChunk]:
 def _numbered(chunks: list[LogChunk], first: int) -> LogChunk:
     joined = chunks[0]
     if len(chunks) > 1:
-        joined = LogChunk(*(np.concatenate([getattr(c, f.name) for c in chunks]) for f in fields(LogChunk)))
+        joined = LogChunk.join(chunks)
     return replace(joined, row=np.arange(first, first + len(joined), dtype=np.int64))
 
 
