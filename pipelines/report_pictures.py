@@ -123,7 +123,7 @@ def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture
     scored = np.isfinite(series.score)
     if not scored.any():
         return Picture(title, f"No row of {series.asset} could be scored in the {part} part.")
-    time, score = decimate(*_broken_at_gaps(series.time, np.where(scored, series.score, np.nan)))
+    time, score = decimate(series.time, np.where(scored, series.score, np.nan))
     top = float(np.nanmax(series.score[scored]))
 
     def draw(canvas: Canvas) -> None:
@@ -142,17 +142,6 @@ def score_over_time(series: AssetSeries, threshold: float, part: str) -> Picture
 
     text = f"Score of {series.asset}, highest {top:.2f}, {len(series.events)} events, {len(series.alerts)} alerts."
     return _picture(title, text, draw, _WIDE)
-
-
-def _broken_at_gaps(
-    time: NDArray[np.int64], score: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """A NaN in every gap, so that no line is drawn where there was no data."""
-    steps = np.diff(time)
-    if not len(steps):
-        return time, score
-    after = np.flatnonzero(steps > 5 * np.median(steps)) + 1
-    return np.insert(time, after, time[after] - 1), np.insert(score, after, np.nan)
 
 
 def lead_times(lead_s: Sequence[float], missed: int, part: str) -> Picture:
@@ -245,7 +234,7 @@ def decimate(
     """At most about ``3 * bins`` points of a series: lowest and highest of each stretch of rows, so no peak is lost.
 
     Times come back as float microseconds. A stretch without any score, an unscored row among few rows, and a step in time
-    of more than 20 usual steps break the line with a NaN.
+    of more than 5 usual steps break the line with a NaN: nothing is drawn where there was no data.
     """
     n = len(time)
     if n > 2 * bins:
@@ -254,8 +243,10 @@ def decimate(
     else:
         kept = np.arange(n)
     x, y = time[kept].astype(np.float64), score[kept].astype(np.float64)
-    usual = float(np.median(np.diff(time))) * max(1.0, n / (2 * bins)) if n > 1 else 1.0
-    gaps = np.flatnonzero(np.diff(x) > 20 * usual) + 1
+    steps = np.diff(time)
+    resumed = time[1:][steps > 5 * np.median(steps)] if n > 1 else time[:0]
+    gaps = np.unique(np.searchsorted(x, resumed))
+    gaps = gaps[(gaps > 0) & (gaps < len(x))]
     return np.insert(x, gaps, x[gaps] - 1), np.insert(y, gaps, np.nan)
 
 

@@ -306,3 +306,13 @@ def test_nothing_to_draw_is_a_sentence(picture) -> None:  # type: ignore[no-unty
 )
 def test_small_and_odd_data_are_drawn_without_a_crash(picture) -> None:  # type: ignore[no-untyped-def]
     assert picture().url.startswith("data:image/svg+xml;base64,")
+
+
+def test_no_line_is_drawn_over_a_gap_that_is_shorter_than_a_thinned_stretch() -> None:
+    logged = np.concatenate((np.arange(0, 5000), np.arange(5010, 9000))).astype(np.int64)
+    time, score = pictures.decimate(logged, np.sin(np.arange(len(logged))))
+    assert len(time) < len(logged)
+    assert (np.diff(time) >= 0).all()
+    broken = np.flatnonzero(np.isnan(score))
+    assert len(broken) == 1
+    assert time[broken[0] - 1] < 5000 <= time[broken[0] + 1]
