@@ -77,9 +77,10 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Which encoder, and its own options."""
+    """Which encoder, the local normalisation its windows pass first, and its own options."""
 
     name: str = "dense_ae"
+    front: str = "none"  # "none", "demean", "detrend", "normalise", "trailing" or "differences"
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,6 +93,20 @@ class TrainingSettings:
     learning_rate: float = 1e-3
     patience: int = 8
     seed: int = 7
+    optimizer: str = "adam"  # "adam", "adamw" or "sgd"
+    weight_decay: float = 1e-4  # of adamw
+    momentum: float = 0.9  # of sgd
+    schedule: str = "constant"  # or "cosine": the rate falls to zero over all epochs
+    warmup: float = 0.0  # share of all steps in which the rate rises from zero
+    clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Which detector scores what the encoder gives, and its own options."""
+
+    name: str = "auto"  # "reconstruction" where the encoder reconstructs, else "knn"; or one of them by name
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,7 @@ class Settings:
     split: SplitSettings = SplitSettings()
     encoder: EncoderSettings = EncoderSettings()
     training: TrainingSettings = TrainingSettings()
+    detector: DetectorSettings = DetectorSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     episodes: EpisodeSettings = EpisodeSettings()
 
@@ -199,6 +215,8 @@ def _check(s: Settings) -> None:
         "log.form": (s.log.form, ("auto", "wide", "long")),
         "log.label_scheme": (s.log.label_scheme, ("auto", "binary", "fault-code")),
         "log.unlabelled": (s.log.unlabelled, ("unknown", "normal")),
+        "training.optimizer": (s.training.optimizer, ("adam", "adamw", "sgd")),
+        "training.schedule": (s.training.schedule, ("constant", "cosine")),
         "threshold.rule": (s.threshold.rule, ("pr_curve", "budget", "fixed")),
     }
     for name, (value, choices) in allowed.items():
@@ -216,6 +234,10 @@ def _check(s: Settings) -> None:
         ("training.epochs", s.training.epochs >= 1, "at least 1", s.training.epochs),
         ("training.batch_size", s.training.batch_size >= 1, "at least 1", s.training.batch_size),
         ("training.learning_rate", 0 < s.training.learning_rate < 1, "between 0 and 1", s.training.learning_rate),
+        ("training.weight_decay", s.training.weight_decay >= 0, "at least 0", s.training.weight_decay),
+        ("training.momentum", 0 <= s.training.momentum < 1, "at least 0, below 1", s.training.momentum),
+        ("training.warmup", 0 <= s.training.warmup < 1, "at least 0, below 1", s.training.warmup),
+        ("training.clip", s.training.clip >= 0, "at least 0", s.training.clip),
         ("threshold.beta", s.threshold.beta > 0, "above 0", s.threshold.beta),
         ("threshold.budget", s.threshold.budget > 0, "above 0 episodes per asset and day", s.threshold.budget),
         ("threshold.value", s.threshold.rule != "fixed" or s.threshold.value is not None,

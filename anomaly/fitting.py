@@ -14,16 +14,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from anomaly.config import Settings, TrainingSettings
+from anomaly.config import DetectorSettings, Settings, TrainingSettings
 from anomaly.data.audit import RowAudit
 from anomaly.data.contract import EVENT, LEAD, NORMAL
+from anomaly.data.reservoir import Reservoir
 from anomaly.data.scaling import RowPreparer
 from anomaly.data.store import RowBlock, WindowBlock, WindowStore
+from anomaly.data.vocabulary import Vocabulary
 from anomaly.detectors import build_detector
+from anomaly.detectors.base import Detector
 from anomaly.encoders import build_encoder
-from anomaly.encoders.base import TrainingHistory
-from anomaly.errors import Fault, InputRefused
-from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows
+from anomaly.encoders.base import Encoder, TrainingBatch, TrainingData, TrainingHistory, WindowShape
+from anomaly.errors import Fault, InputRefused, UsageError
+from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows, StreamScorer, prepared_rows
 from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.thresholds import Threshold, choose_threshold, fixed_threshold
 
@@ -78,14 +81,12 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     Raises InputRefused: E3302 when no normal window is left in the train or validation part, E3304 when training met
     a non-finite number.
     """
-    preparer = _fit_preparer(store, progress)
-    windows = _PreparedWindows(store, preparer, settings.training)
+    preparer, vocabulary = _fit_preparer(store, progress)
+    windows = PreparedWindows(store, preparer, vocabulary, settings.training)
     audit = _window_audit(store, windows)
     encoder = build_encoder(settings.encoder)
     history = encoder.fit(
-        windows.training,
-        windows.validation,
-        window_shape=(store.lookback, len(store.contract.tags)),
+        windows.data(),
         training=settings.training,
         workdir=workdir,
         progress=lambda epoch, losses: progress("encoder", epoch + 1, settings.training.epochs),
@@ -95,16 +96,17 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
         settings=settings,
         preparer=preparer,
         encoder=encoder,
-        detector=build_detector("reconstruction"),
+        detector=_detector(settings.detector, encoder),
         calibrator=TailCalibrator(),
         threshold=fixed_threshold(0.0),
         max_gap_us=store.max_gap_us,
+        vocabulary=vocabulary,
         reference=_reference(store, preparer, settings.training.seed),
         audits={"scaler": preparer.audit_, "encoder": audit},
     )
-    model.detector.fit(block - encoder.reconstruct(block) for block in windows.training(0))
+    model.detector.fit(model.encode(batch.windows) for batch in windows.training(0))
     progress("calibration", 0, 1)
-    model.calibrator.fit(np.concatenate([model.raw_scores(b)[0] for b in windows.validation(0)]))
+    model.calibrator.fit(np.concatenate([model.raw_scores(b.windows)[0] for b in windows.validation(0)]))
     progress("calibration", 1, 1)
     blocks = stream_part(store, model, "validation", progress)
     validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
@@ -113,10 +115,25 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     return Fitted(model, history, _with_outcomes(validation, model.threshold))
 
 
-def _fit_preparer(store: WindowStore, progress: Progress) -> RowPreparer:
+def _detector(settings: DetectorSettings, encoder: Encoder) -> Detector:
+    """The detector that the settings name, or the one that fits the encoder."""
+    fitting = "reconstruction" if encoder.can_reconstruct else "knn"
+    detector = build_detector(fitting if settings.name == "auto" else settings.name, **settings.options)
+    if detector.needs == "residual" and not encoder.can_reconstruct:
+        hint = "choose the detector knn, or an encoder that reconstructs (dense_ae)"
+        raise UsageError(Fault("E2002", "a detector that scores embeddings", detector.name, hint))
+    return detector
+
+
+def _fit_preparer(store: WindowStore, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
+    """Scales and words of the normal training rows."""
+    words: list[set[str]] = [set() for _ in store.contract.categories]
     preparer, total, done = RowPreparer(), sum(store.n_rows(a) for a in store.assets), 0
     for block in store.row_blocks("train"):
-        preparer.partial_fit(block.values, block.age, block.kind == NORMAL, block.asset, block.start)
+        normal = block.kind == NORMAL
+        preparer.partial_fit(block.values, block.age, normal, block.asset, block.start)
+        for k, seen in enumerate(words):
+            seen.update(block.vocabulary[k][code] for code in np.unique(block.categories[normal, k]))
         done += len(block.time)
         progress("scaler", done, total)
     if not preparer.audit_.rows:
@@ -129,41 +146,53 @@ def _fit_preparer(store: WindowStore, progress: Progress) -> RowPreparer:
             )
         )
     preparer.finish()
-    return preparer
+    return preparer, Vocabulary.of([sorted(seen) for seen in words])
 
 
-class _PreparedWindows:
+class PreparedWindows:
     """Normal, fully measured, scaled windows of the train and validation parts."""
 
-    def __init__(self, store: WindowStore, preparer: RowPreparer, training: TrainingSettings) -> None:
-        self.store, self.preparer, self._training = store, preparer, training
+    def __init__(
+        self, store: WindowStore, preparer: RowPreparer, vocabulary: Vocabulary, training: TrainingSettings
+    ) -> None:
+        self.store, self.preparer, self.vocabulary, self._training = store, preparer, vocabulary, training
+        self.n_windows = 0
 
-    def usable(self, block: WindowBlock) -> NDArray[np.bool_]:
-        """Windows without an absent value."""
-        return np.asarray(~self.preparer.absent(block.age).any(axis=(1, 2)))
+    def data(self) -> TrainingData:
+        """What an encoder learns from; ``n_windows`` must have been counted."""
+        shape = WindowShape(self.store.lookback, len(self.store.contract.tags), self.vocabulary.sizes)
+        return TrainingData(shape, self.training, self.validation, self.n_windows, self.store.digest)
 
-    def prepared(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.preparer.transform(values.reshape(-1, values.shape[-1])).reshape(values.shape)
+    def prepare(
+        self, held: NDArray[np.float32], age: NDArray[np.uint8], codes: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Rows as the encoder takes them, and which have no absent value."""
+        own = self.vocabulary.recoded(codes, self.store.vocabulary)
+        usable = ~self.preparer.absent(age).any(axis=1)
+        return prepared_rows(self.preparer, held, own), np.asarray(usable)
 
-    def training(self, epoch: int) -> Iterator[NDArray[np.float32]]:
+    def training(self, epoch: int) -> Iterator[TrainingBatch]:
         """One epoch of mixed batches; the order depends on the seed and on ``epoch``."""
         size, seed = self._training.batch_size, self._training.seed
-        for batch in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, keep=self.usable):
-            yield self.prepared(batch.values)
+        for batch in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, prepare=self.prepare):
+            yield TrainingBatch(batch.values, batch.asset, batch.starts)
 
-    def validation(self, epoch: int) -> Iterator[NDArray[np.float32]]:
+    def validation(self, epoch: int) -> Iterator[TrainingBatch]:
         """The normal windows of the validation part, in order."""
-        for block in self.store.window_blocks("validation", normal_only=True):
-            kept = block.values[self.usable(block)]
-            if len(kept):
-                yield self.prepared(kept)
+        for block in self.blocks("validation"):
+            yield TrainingBatch(block.values, np.full(len(block), block.asset, dtype=object), block.starts)
+
+    def blocks(self, part: str) -> Iterator[WindowBlock]:
+        """The normal windows of a part, prepared, in order."""
+        return self.store.window_blocks(part, normal_only=True, prepare=self.prepare)
 
 
-def _window_audit(store: WindowStore, windows: _PreparedWindows) -> RowAudit:
-    """The rows inside the windows that the encoder learns from; refuses when train or validation has none."""
+def _window_audit(store: WindowStore, windows: PreparedWindows) -> RowAudit:
+    """The rows inside the windows that the encoder learns from, and how many windows; refuses when there are none."""
     audit = RowAudit()
-    for block in store.window_blocks("train", normal_only=True):
-        starts = block.starts[windows.usable(block)]
+    for block in windows.blocks("train"):
+        starts = block.starts
+        windows.n_windows += len(starts)
         if len(starts):
             first = int(starts[0])
             seen = np.zeros(int(starts[-1]) - first + store.lookback + 1, dtype=np.int64)
@@ -193,11 +222,16 @@ def stream_part(
     for block in store.row_blocks(part):
         if block.asset != asset and block.start and history:
             before = store.rows(block.asset, max(0, block.start - history), block.start)
-            scorer.score_held(before.asset, before.time, before.values, before.age, before.starts)
+            _score_block(scorer, before)
         asset = block.asset
-        yield block, scorer.score_held(asset, block.time, block.values, block.age, block.starts)
+        yield block, _score_block(scorer, block)
         done += len(block.time)
         progress(part, done, total)
+
+
+def _score_block(scorer: StreamScorer, block: RowBlock) -> ScoredRows:
+    codes = scorer.model.vocabulary.recoded(block.categories, block.vocabulary)
+    return scorer.score_held(block.asset, block.time, block.values, block.age, block.starts, codes)
 
 
 def positive_rows(kind: NDArray[np.int8], lead_us: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -233,18 +267,12 @@ def _with_outcomes(part: PartScores, threshold: Threshold) -> PartScores:
 
 
 def _reference(store: WindowStore, preparer: RowPreparer, seed: int) -> NDArray[np.float32]:
-    """A uniform sample of at most 5000 prepared normal training rows, drawn in one pass: each row gets a random key
-    and the smallest keys stay."""
-    rng = np.random.default_rng(seed)
-    keys, rows = np.empty(0), np.empty((0, len(store.contract.tags)), np.float32)
+    """A uniform sample of at most 5000 prepared normal training rows."""
+    sample = Reservoir(_REFERENCE_ROWS, seed)
     for block in store.row_blocks("train"):
         use = (block.kind == NORMAL) & ~preparer.absent(block.age).any(axis=1)
-        keys = np.concatenate((keys, rng.random(int(use.sum()))))
-        rows = np.concatenate((rows, preparer.transform(block.values[use])))
-        if len(keys) > _REFERENCE_ROWS:
-            kept = np.sort(np.argpartition(keys, _REFERENCE_ROWS)[:_REFERENCE_ROWS])
-            keys, rows = keys[kept], rows[kept]
-    return rows
+        sample.add(preparer.transform(block.values[use]))
+    return sample.columns[0] if sample.columns else np.empty((0, len(store.contract.tags)), np.float32)
 
 
 def _seen(store: WindowStore) -> dict[str, tuple[int, int]]:
@@ -267,4 +295,5 @@ def _canary(store: WindowStore) -> pd.DataFrame:
     frame.insert(0, store.contract.time, pd.to_datetime(block.time, unit="us", utc=True))
     if store.contract.asset:
         frame.insert(1, store.contract.asset, asset)
-    return frame
+    words = block.as_chunk().categories
+    return frame.assign(**{name: words[:, k] for k, name in enumerate(store.contract.categories)})

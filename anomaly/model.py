@@ -18,9 +18,10 @@ from anomaly.data.audit import RowAudit
 from anomaly.data.contract import ONE_ASSET, Columns, LogChunk, LogContract
 from anomaly.data.labels import segments
 from anomaly.data.scaling import HoldState, RowPreparer, hold_last
+from anomaly.data.vocabulary import UNKNOWN_WORD, Vocabulary
 from anomaly.data.windows import ending_windows
 from anomaly.detectors import detector_class
-from anomaly.detectors.base import Detector
+from anomaly.detectors.base import Detector, Encoded
 from anomaly.encoders import encoder_class
 from anomaly.encoders.base import Encoder
 from anomaly.errors import Fault, InputRefused
@@ -43,7 +44,7 @@ class ScoredRows(Columns):
 
     ``time (n,)`` int64 UTC microseconds; ``asset (n,)`` str; ``score (n,)`` float32, NaN where unscorable;
     ``outcome (n,)`` int8 index into OUTCOMES; ``reason (n,)`` str; ``shares (n, C)`` float32 adding up to the raw
-    score of the row, zero where unscorable; ``prepared (n, C)`` float32, the row as the encoder saw it.
+    score of the row, zero where unscorable; ``prepared (n, C)`` float32, the row's tags as the encoder saw them.
     """
 
     time: NDArray[np.int64]
@@ -67,6 +68,7 @@ class AnomalyModel:
     calibrator: TailCalibrator
     threshold: Threshold
     max_gap_us: int
+    vocabulary: Vocabulary
     reference: NDArray[np.float32]  # (m, C) a bounded sample of prepared normal training rows
     audits: dict[str, RowAudit] = field(default_factory=dict)
     seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # first and last time of what it learned from
@@ -79,9 +81,20 @@ class AnomalyModel:
         """Rows of one window."""
         return self.settings.window.lookback
 
+    def prepare(self, held: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Held rows ``(n, C)`` and category codes ``(n, K)`` as the encoder takes them, ``(n, C + K)``."""
+        return prepared_rows(self.preparer, held, codes)
+
+    def encode(self, windows: NDArray[np.float32]) -> Encoded:
+        """What the detector needs of prepared windows ``(B, T, C + K)``."""
+        tags = windows[..., : len(self.contract.tags)]
+        if self.detector.needs == "embedding":
+            return Encoded(tags, embedding=self.encoder.embed(windows))
+        return Encoded(tags, residual=tags - self.encoder.reconstruct(windows))
+
     def raw_scores(self, windows: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """Uncalibrated scores ``(B,)`` and their per-tag shares ``(B, C)`` of prepared windows ``(B, T, C)``."""
-        shares = self.detector.shares(windows - self.encoder.reconstruct(windows))
+        """Uncalibrated scores ``(B,)`` and their per-tag shares ``(B, C)`` of prepared windows ``(B, T, C + K)``."""
+        shares = self.detector.shares(self.encode(windows))
         return np.asarray(shares.sum(axis=1)), shares.astype(np.float32)
 
     def stream(self) -> StreamScorer:
@@ -89,10 +102,10 @@ class AnomalyModel:
         return StreamScorer(self)
 
     def score_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Score a whole frame in memory: the contract's time, asset and tag columns → one row per input row.
+        """Score a whole frame in memory: the contract's time, asset, tag and category columns → one row per input row.
 
         Columns out: time, asset, anomaly_score, threshold, outcome, reason, top_tags (list of (tag, share)).
-        Raises InputRefused E3101 where a tag is missing.
+        Raises InputRefused E3101 where a column is missing.
         """
         chunk = chunk_from_frame(frame, self.contract)
         return scored_frame(self.stream().score(chunk), self)
@@ -107,6 +120,7 @@ class AnomalyModel:
             "audits": {name: audit.to_dict() for name, audit in self.audits.items()},
             "seen": {asset: list(span) for asset, span in self.seen.items()},
             "quality": self.quality,
+            "vocabulary": [list(words) for words in self.vocabulary.words],
             "encoder_name": self.encoder.name,
             "detector_name": self.detector.name,
         }
@@ -133,11 +147,18 @@ class AnomalyModel:
             calibrator=TailCalibrator.from_state(parts["calibrator"], own("calibrator")),
             threshold=Threshold.from_dict(parts["threshold"]),
             max_gap_us=int(parts["max_gap_us"]),
+            vocabulary=Vocabulary(tuple(tuple(words) for words in parts.get("vocabulary", []))),
             reference=arrays["reference/rows"],
             audits={name: RowAudit.from_dict(a) for name, a in parts["audits"].items()},
             seen={asset: (int(first), int(last)) for asset, (first, last) in parts["seen"].items()},
             quality=parts["quality"],
         )
+
+
+def prepared_rows(preparer: RowPreparer, held: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Scaled tags with the category codes beside them, ``(n, C + K)`` float32: codes are exact up to 2^24."""
+    scaled = preparer.transform(held)
+    return np.column_stack((scaled, codes.astype(np.float32))) if codes.shape[1] else scaled
 
 
 @dataclass
@@ -164,13 +185,16 @@ class StreamScorer:
         done: list[tuple[NDArray[np.int64], ScoredRows]] = []
         for asset in pd.unique(chunk.asset):
             index = np.flatnonzero(chunk.asset == asset)
-            done.append((index, self._score_asset(str(asset), chunk.time[index], chunk.values[index])))
+            codes = self.model.vocabulary.codes(chunk.categories[index])
+            done.append((index, self._score_asset(str(asset), chunk.time[index], chunk.values[index], codes)))
         if not done:
             return _no_rows(len(self.model.contract.tags))
         order = np.argsort(np.concatenate([index for index, _ in done]), kind="stable")
         return ScoredRows.join([rows for _, rows in done]).take(order)
 
-    def _score_asset(self, asset: str, time: NDArray[np.int64], values: NDArray[np.float32]) -> ScoredRows:
+    def _score_asset(
+        self, asset: str, time: NDArray[np.int64], values: NDArray[np.float32], codes: NDArray[np.int32]
+    ) -> ScoredRows:
         """Exact duplicates of a time get the answer of their first row; the rest goes through the window."""
         state = self._states.setdefault(asset, _AssetState())
         previous = np.concatenate(([state.last_time if state.last_time is not None else time[0] - 1], time[:-1]))
@@ -180,7 +204,7 @@ class StreamScorer:
         if fresh.any():
             starts = segments(time[fresh], self.model.max_gap_us, previous=state.last_time)
             held, age, state.hold = hold_last(values[fresh], starts, state.hold)
-            parts.append(self.score_held(asset, time[fresh], held, age, starts))
+            parts.append(self.score_held(asset, time[fresh], held, age, starts, codes[fresh]))
         rows = ScoredRows.join(parts)
         at = np.cumsum(fresh) - 1 + (1 if earlier is not None else 0)
         state.last = rows.take(slice(len(rows.time) - 1, None))
@@ -193,10 +217,12 @@ class StreamScorer:
         held: NDArray[np.float32],
         age: NDArray[np.uint8],
         starts: NDArray[np.bool_],
+        codes: NDArray[np.int32],
     ) -> ScoredRows:
-        """Score rows whose missing values were carried forward already, as a window store keeps them."""
+        """Score rows whose missing values were carried forward already, as a window store keeps them; ``codes (n, K)``
+        are those of the model's vocabulary."""
         model, state = self.model, self._states.setdefault(asset, _AssetState())
-        prepared, absent = model.preparer.transform(held), model.preparer.absent(age)
+        prepared, absent = model.prepare(held, codes), model.preparer.absent(age)
         first_ever = state.last_time is None
         since = _rows_since_start(starts, state.since_start)
         raw, shares = self._raw(prepared, since, state.tail)
@@ -208,7 +234,7 @@ class StreamScorer:
         shares[outcome == UNSCORABLE] = 0
         self._remember(state, time, prepared, since)
         named = np.full(len(time), asset, dtype=object)
-        return ScoredRows(time, named, score, outcome, reason, shares, prepared)
+        return ScoredRows(time, named, score, outcome, reason, shares, prepared[:, : held.shape[1]])
 
     def _raw(
         self, prepared: NDArray[np.float32], since: NDArray[np.int64], tail: NDArray[np.float32] | None
@@ -311,7 +337,7 @@ def named_shares(rows: ScoredRows, tags: tuple[str, ...]) -> list[list[tuple[str
 
 def chunk_from_frame(frame: pd.DataFrame, contract: LogContract) -> LogChunk:
     """A frame that was built in memory as one LogChunk; refuses a missing column (E3101)."""
-    missing = [c for c in (contract.time, *contract.tags) if c not in frame.columns]
+    missing = [c for c in (contract.time, *contract.tags, *contract.categories) if c not in frame.columns]
     if missing:
         raise InputRefused([Fault("E3101", "the column", "no such column", column=c) for c in missing])
     n = len(frame)
@@ -319,6 +345,7 @@ def chunk_from_frame(frame: pd.DataFrame, contract: LogContract) -> LogChunk:
     named = contract.asset is not None and contract.asset in frame.columns
     asset = frame[contract.asset].astype(str).to_numpy(dtype=object) if named else np.full(n, ONE_ASSET, dtype=object)
     values = frame[list(contract.tags)].to_numpy(dtype=np.float32, na_value=np.nan)
-    blank = np.full((n, len(contract.categories)), "", dtype=object)
+    words = frame[list(contract.categories)].astype(object)
+    text = words.where(words.notna(), UNKNOWN_WORD).astype(str).to_numpy(dtype=object).reshape(n, -1)
     row, label = np.arange(n, dtype=np.int64), np.zeros(n, np.int8)
-    return LogChunk(row, np.asarray(time, np.int64), asset, values, blank, label, np.zeros(values.shape, dtype=bool))
+    return LogChunk(row, np.asarray(time, np.int64), asset, values, text, label, np.zeros(values.shape, dtype=bool))

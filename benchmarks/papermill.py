@@ -33,6 +33,7 @@ from anomaly.data.splits import random_split
 from anomaly.data.store import WindowStore, create_store
 from anomaly.detectors.reconstruction import reconstruction_error
 from anomaly.encoders import build_encoder
+from anomaly.encoders.base import TrainingBatch, TrainingData, WindowShape
 from anomaly.errors import AnomalyError, Fault, InputRefused
 from anomaly.fitting import PartScores, fit_model, positive_rows, stream_part
 from anomaly.metrics import average_precision, bootstrap_interval, recall_at_fpr, roc_auc, time_blocks
@@ -123,18 +124,19 @@ def _read_public_times(path: Path, settings: LogSettings, refused: InputRefused)
 def dense_scores(train: NDArray, validation: NDArray, rows: NDArray, seed: int, epochs: int) -> Scores:
     """The source's autoencoder on single rows: fitted on normal train rows, best epoch by normal validation rows."""
 
-    def batches(epoch: int) -> Iterator[NDArray[np.float32]]:
+    def batches(epoch: int) -> Iterator[TrainingBatch]:
         order = np.random.default_rng((seed, epoch)).permutation(len(train))
         for at in range(0, len(train), 128):
-            yield train[order[at : at + 128]][:, None]
+            yield TrainingBatch(train[order[at : at + 128]][:, None])
 
-    encoder = build_encoder(EncoderSettings("dense_ae", {"hidden": 32, "code": 16}))
+    def held_back(epoch: int) -> Iterator[TrainingBatch]:
+        yield TrainingBatch(validation[:, None])
+
+    encoder = build_encoder(EncoderSettings("dense_ae", options={"hidden": 32, "code": 16}))
     training = TrainingSettings(epochs=epochs, batch_size=128, seed=seed)
+    data = TrainingData(WindowShape(1, train.shape[1]), batches, held_back, len(train))
     with tempfile.TemporaryDirectory() as workdir:
-        encoder.fit(
-            batches, lambda e: iter([validation[:, None]]),
-            window_shape=(1, train.shape[1]), training=training, workdir=Path(workdir),
-        )  # fmt: skip
+        encoder.fit(data, training=training, workdir=Path(workdir))
     return reconstruction_error(rows[:, None] - encoder.reconstruct(rows[:, None]))
 
 

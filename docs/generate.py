@@ -18,6 +18,8 @@ import typer
 
 from anomaly import errors
 from anomaly.config import Settings
+from anomaly.encoders import ENCODERS, encoder_class
+from anomaly.encoders.base import Option
 from pipelines.cli import app
 
 DOCS = Path(__file__).resolve().parent
@@ -36,7 +38,12 @@ _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HELP_WIDTH = 100
 
 #: Settings whose flag has another name than the key.
-_OTHER_FLAGS = {"encoder.name": "encoder", "threshold.value": "threshold"}
+_OTHER_FLAGS = {
+    "encoder.name": "encoder",
+    "encoder.front": "front",
+    "detector.name": "detector",
+    "threshold.value": "threshold",
+}
 _TABLES_WITH_FLAGS = ("name", "log", "window", "training", "threshold")
 
 
@@ -128,10 +135,35 @@ def command_sections() -> str:
     return "\n".join(f"## {name}\n\n```text\n{help_text(name, own)}\n```\n" for name, own in commands().items())
 
 
+def encoder_list() -> str:
+    """Every encoder: what it is, what it can, its options."""
+    lines = ["| encoder | what it is | reconstructs | trained | shortest window |", "|---|---|---|---|---|"]
+    kinds = {name: encoder_class(name) for name in ENCODERS}
+    for name, kind in kinds.items():
+        reconstructs, trained = ("yes" if flag else "no" for flag in (kind.can_reconstruct, kind.trained))
+        lines.append(_row(f"[`{name}`](#{name})", kind.summary, reconstructs, trained, kind.shortest))
+    for name, kind in kinds.items():
+        lines += ["", f"## {name}", "", kind.summary[0].upper() + kind.summary[1:] + ".", ""]
+        lines += ["| option | default | allowed | meaning |", "|---|---|---|---|"]
+        lines += [_row(f"`{o}`", _default(d.default), _allowed(d), d.meaning) for o, d in kind.option_list.items()]
+    return "\n".join(lines)
+
+
+def _allowed(option: Option) -> str:
+    if option.choices:
+        return ", ".join(f"`{choice}`" for choice in option.choices)
+    if isinstance(option.default, bool):
+        return "`true`, `false`"
+    bounds = [f"from {option.least:g}"] if option.least is not None else []
+    bounds += [f"to {option.most:g}"] if option.most is not None else []
+    return " ".join(bounds)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "errors": error_tables,
     "settings": setting_tables,
     "commands": command_sections,
+    "encoders": encoder_list,
 }
 
 

@@ -160,7 +160,12 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the model bundle to this folder.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the registry.")] = None,
-    encoder: Annotated[str | None, typer.Option(help="Encoder name.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Encoder name; docs/encoders.md lists them.")] = None,
+    front: Annotated[
+        str | None,
+        typer.Option(help="Local normalisation: none, demean, detrend, normalise, trailing or differences."),
+    ] = None,
+    detector: Annotated[str | None, typer.Option(help="auto (by the encoder), reconstruction or knn.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs to train.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     rule: Annotated[str | None, typer.Option(help="Threshold rule: pr_curve, budget or fixed.")] = None,
@@ -172,7 +177,8 @@ def train(
     from pipelines.train import train as run
 
     settings = settings.changed(
-        encoder={"name": encoder},
+        encoder={"name": encoder, "front": front},
+        detector={"name": detector},
         training={"epochs": epochs, "seed": seed},
         threshold={"rule": rule, "budget": budget, "value": threshold},
     ).named(name)

@@ -113,15 +113,32 @@ def check_bundle_target(out: Path) -> None:
 
 @contextmanager
 def _workdir(paths: Sequence[Path], settings: Settings) -> Iterator[Path]:
-    """A folder of this job's own; what a killed run of the same job left there is removed first."""
+    """A folder of this job's own. What a killed run of the same job left there is removed first, but for the checkpoint
+    of its training, which this run goes on from; an interrupted one keeps it too."""
     job = json.dumps([sorted(str(p.resolve()) for p in paths), settings.to_dict()], sort_keys=True)
     folder = home() / "work" / hashlib.sha256(job.encode()).hexdigest()[:16]
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _sweep(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
-    finally:
+    except KeyboardInterrupt:
+        _sweep(folder)
+        raise
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove all but the training's own folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == "training":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _prepare(paths: Sequence[Path], settings: Settings, workdir: Path, progress: Progress) -> Ingested:

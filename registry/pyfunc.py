@@ -68,6 +68,8 @@ def read_rows(frame: pd.DataFrame, contract: LogContract) -> pd.DataFrame:
     columns = {contract.time: _times(frame[contract.time], contract.time, faults)}
     columns |= {c: frame[c].astype(str) for c in asset if c in frame.columns}
     columns |= {tag: _numbers(frame[tag], tag, faults) for tag in contract.tags}
+    # A request may leave a category out: it is then unknown, which the model can score.
+    columns |= {name: frame.get(name, pd.Series(pd.NA, frame.index)) for name in contract.categories}
     if not faults:
         _check_order(columns[contract.time], columns.get(contract.asset or ""), contract.time, faults)
     if faults:

@@ -114,6 +114,7 @@ def signature(model: AnomalyModel) -> ModelSignature:
     contract = model.contract
     asset = [ColSpec("string", contract.asset, required=False)] if contract.asset else []
     takes = [ColSpec(AnyType(), contract.time), *asset, *(ColSpec("double", tag) for tag in contract.tags)]
+    takes += [ColSpec("string", name, required=False) for name in contract.categories]
     gives = [("string", "time"), ("string", "asset"), ("double", "anomaly_score"), ("double", "threshold"),
              ("string", "outcome"), ("string", "reason"), ("string", "top_tags")]  # fmt: skip
     return ModelSignature(inputs=Schema(takes), outputs=Schema([ColSpec(kind, name) for kind, name in gives]))

@@ -15,7 +15,7 @@ import pytest
 
 from anomaly import errors
 from anomaly.config import Settings
-from anomaly.encoders import ENCODERS
+from anomaly.encoders import ENCODERS, encoder_class
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -161,17 +161,10 @@ def test_flags_named_beside_keys_set_those_keys() -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_and_its_options_are_listed(name: str) -> None:
-    row = re.search(rf"^\| `{name}` \|(.*)$", _text("docs/configuration.md"), re.M)
-    assert row is not None
-    module = ENCODERS[name].partition(":")[0]
-    tree = ast.parse(_text(module.replace(".", "/") + ".py"))
-    options = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_OPTIONS"
-    )
+    section = _text("docs/encoders.md").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    options = encoder_class(name).option_list
     assert options
-    assert [o for o in options if f"`{o}`" not in row[1]] == []
+    assert _table_cells(section) == set(options)
 
 
 def test_every_environment_variable_is_listed() -> None:

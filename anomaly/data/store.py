@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from anomaly.config import WindowSettings
 from anomaly.data.contract import LEAD, NORMAL, LogContract
 from anomaly.data.splits import SplitPlan
-from anomaly.data.store_blocks import RowBlock, WindowBatch, WindowBlock, kind_table, pooled
-from anomaly.data.store_files import damaged, get_json, open_file
+from anomaly.data.store_blocks import Preparation, RowBlock, WindowBatch, WindowBlock, kind_table, pooled
+from anomaly.data.store_files import damaged, get_json, open_file, recorded_digest
 from anomaly.data.store_signals import SignalsStore, SignalsWriter, create_signals, write_signals
 from anomaly.data.store_writer import FORMAT, FORMAT_VERSION, StoreWriter, create_store
 from anomaly.data.windows import cut_windows
@@ -31,6 +31,7 @@ from anomaly.errors import Fault, InputRefused
 from anomaly.intervals import Intervals
 
 __all__ = [
+    "Preparation",
     "RowBlock",
     "SignalsStore",
     "SignalsWriter",
@@ -51,7 +52,7 @@ class WindowStore:
     """A finished window store, read lazily: opening it reads no series. Use ``WindowStore.open`` in a ``with``.
 
     ``path``; ``contract``; ``window``, the settings it was cut with; ``split``, which rows are in which part; ``assets``,
-    sorted names; ``lead_us``, ``period_us``, ``max_gap_us`` in microseconds.
+    sorted names; ``vocabulary``, the words of each category by code; ``lead_us``, ``period_us``, ``max_gap_us`` in microseconds.
     """
 
     def __init__(self, file: h5py.File, path: Path) -> None:
@@ -62,7 +63,7 @@ class WindowStore:
         self.split = SplitPlan.from_dict(get_json(file, "split"))
         self._groups: dict[str, str] = get_json(file, "assets")
         self.assets = tuple(sorted(self._groups))
-        self._vocabulary = tuple(tuple(words) for words in get_json(file, "vocabulary"))
+        self.vocabulary = tuple(tuple(words) for words in get_json(file, "vocabulary"))
         self._bounds = [int(b) for b in file["windows/bounds"][:]]
         self.lead_us, self.period_us, self.max_gap_us = (
             int(file.attrs[name]) for name in ("lead_us", "period_us", "max_gap_us")
@@ -94,6 +95,11 @@ class WindowStore:
         if expect is not None and (different := expect.difference(self.contract)):
             hint = "build the store again from its log, or use the model it was made for"
             raise InputRefused([Fault("E3402", "the same contract", line, hint, str(self.path)) for line in different])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole file, as its writer recorded it: equal for the same log and settings."""
+        return recorded_digest(self.path)
 
     def close(self) -> None:
         """Release the file; what was handed out stays valid."""
@@ -169,8 +175,8 @@ class WindowStore:
         since = number - first[np.searchsorted(first, number, side="right") - 1] if n else number
         time, values, age, kind = (self._read(group[name], start, stop) for name in ("time", "values", "age", "kind"))
         none = np.empty((stop - start, 0), np.int32)
-        words = self._read(group["categories"], start, stop) if self._vocabulary else none
-        return RowBlock(asset, start, time, values, age, kind, since == 0, since, words, self._vocabulary)
+        words = self._read(group["categories"], start, stop) if self.vocabulary else none
+        return RowBlock(asset, start, time, values, age, kind, since == 0, since, words, self.vocabulary)
 
     def row_blocks(self, part: str | None = None, size: int = 65536) -> Iterator[RowBlock]:
         """Rows in asset and time order, at most ``size`` at a time; of one part, or all."""
@@ -180,13 +186,20 @@ class WindowStore:
                 yield self.rows(asset, low, min(low + size, stop))
 
     def window_blocks(
-        self, part: str | None = None, size: int = 4096, normal_only: bool = False
+        self,
+        part: str | None = None,
+        size: int = 4096,
+        normal_only: bool = False,
+        prepare: Preparation | None = None,
     ) -> Iterator[WindowBlock]:
-        """Windows in asset and time order, at most ``size`` at a time; those wholly inside ``part``, or all."""
+        """Windows in asset and time order, at most ``size`` at a time; those wholly inside ``part``, or all.
+
+        With ``prepare`` the rows are prepared first, and windows with a row that may not be learned from are left out.
+        """
         for number, asset in enumerate(self.assets):
             low, high = self._window_range(number, part)
             for first in range(low, high, size):
-                yield from self._window_block(asset, first, min(first + size, high), normal_only)
+                yield from self._window_block(asset, first, min(first + size, high), normal_only, prepare)
 
     def blocks(
         self, size: int = 4096, part: str | None = None, normal_only: bool = False
@@ -202,10 +215,10 @@ class WindowStore:
         seed: int = 0,
         epoch: int = 0,
         pool_bytes: int = 64 << 20,
-        keep: Callable[[WindowBlock], NDArray[np.bool_]] | None = None,
+        prepare: Preparation | None = None,
         infinite: bool = False,
     ) -> Iterator[WindowBatch]:
-        """Normal windows of ``part`` in mixed order, each exactly once per epoch; ``keep`` may turn some away.
+        """Normal windows of ``part`` in mixed order, each exactly once per epoch; ``prepare`` as in ``window_blocks``.
 
         Runs of 256 neighbouring windows are drawn in random order and mixed in a pool of about ``pool_bytes``. The
         order depends on ``seed`` and ``epoch`` only. ``infinite`` goes on with the next epochs for ever, or ends
@@ -215,7 +228,9 @@ class WindowStore:
         while True:
             rng = np.random.default_rng((seed, epoch))
             served = 0
-            for batch in pooled(self._random_runs(part, rng, keep), batch_size, max(pool_bytes // (2 * each), 1), rng):
+            for batch in pooled(
+                self._random_runs(part, rng, prepare), batch_size, max(pool_bytes // (2 * each), 1), rng
+            ):
                 served += len(batch)
                 yield batch
             if not infinite or not served:
@@ -238,9 +253,7 @@ class WindowStore:
                 asset = np.full(len(block), block.asset.encode(), dtype=f"S{width}")
                 writer.append(block.values, block.kind, {"asset": asset, "start": block.starts, "time": when})
 
-    def _random_runs(
-        self, part: str, rng: np.random.Generator, keep: Callable[[WindowBlock], NDArray[np.bool_]] | None
-    ) -> Iterator[WindowBatch]:
+    def _random_runs(self, part: str, rng: np.random.Generator, prepare: Preparation | None) -> Iterator[WindowBatch]:
         runs = [
             np.column_stack((np.full(len(firsts), number), firsts, np.minimum(firsts + _RUN, high)))
             for number in range(len(self.assets))
@@ -249,12 +262,12 @@ class WindowStore:
         ]
         table = np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
         for number, low, high in table[rng.permutation(len(table))].tolist():
-            for block in self._window_block(self.assets[number], low, high, normal_only=True):
-                kept = block if keep is None else block.take(keep(block))
-                if len(kept):
-                    yield WindowBatch.of(kept)
+            for block in self._window_block(self.assets[number], low, high, True, prepare):
+                yield WindowBatch.of(block)
 
-    def _window_block(self, asset: str, low: int, high: int, normal_only: bool) -> Iterator[WindowBlock]:
+    def _window_block(
+        self, asset: str, low: int, high: int, normal_only: bool, prepare: Preparation | None
+    ) -> Iterator[WindowBlock]:
         """Windows ``low`` … ``high`` of the index, in more than one block where rows without windows lie between."""
         index, group = self._file["windows"], self._group(asset)
         starts, kind = self._read(index["start"], low, high), self._read(index["kind"], low, high)
@@ -264,12 +277,31 @@ class WindowStore:
         while len(starts):
             near = int(np.searchsorted(starts, starts[0] + furthest))
             first, stop = int(starts[0]), int(starts[near - 1]) + self.lookback
-            values, age = (
-                cut_windows(self._read(group[name], first, stop), starts[:near] - first, self.lookback)
-                for name in ("values", "age")
-            )
-            yield WindowBlock(asset, starts[:near], kind[:near], values, age)
+            block = self._cut(group, asset, starts[:near], kind[:near], (first, stop), prepare)
+            if len(block):
+                yield block
             starts, kind = starts[near:], kind[near:]
+
+    def _cut(
+        self,
+        group: h5py.Group,
+        asset: str,
+        starts: NDArray[np.int64],
+        kind: NDArray[np.int8],
+        rows: tuple[int, int],
+        prepare: Preparation | None,
+    ) -> WindowBlock:
+        """The windows at ``starts``, all inside ``rows`` of one asset."""
+        values, age = (self._read(group[name], *rows) for name in ("values", "age"))
+        if prepare is not None:
+            none = np.empty((len(values), 0), np.int32)
+            codes = self._read(group["categories"], *rows) if self.vocabulary else none
+            values, usable = prepare(values, age, codes)
+            bad = np.concatenate(([0], np.cumsum(~usable)))
+            whole = bad[starts - rows[0] + self.lookback] == bad[starts - rows[0]]
+            starts, kind, age = starts[whole], kind[whole], age[:, :0]
+        cut = (cut_windows(array, starts - rows[0], self.lookback) for array in (values, age))
+        return WindowBlock(asset, starts, kind, *cut)
 
     def _window_range(self, number: int, part: str | None) -> tuple[int, int]:
         """Positions in the window index of asset ``number``: its windows, or those wholly inside ``part``."""

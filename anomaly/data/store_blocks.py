@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.contract import EVENT, LEAD, UNKNOWN, Columns, LogChunk
+
+#: Held rows ``(n, C)``, their ages ``(n, C)`` and category codes ``(n, K)`` → prepared rows ``(n, F)`` float32, and
+#: which of them may be learned from ``(n,)``. Rows are prepared before windows are cut: each once, not T times.
+Preparation = Callable[
+    [NDArray[np.float32], NDArray[np.uint8], NDArray[np.int32]], tuple[NDArray[np.float32], NDArray[np.bool_]]
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class WindowBlock:
     """Complete windows of one asset, in time order.
 
     ``starts (B,)`` int64 first rows; ``kind (B,)`` int8 the worst kind in the window (EVENT, LEAD, UNKNOWN, NORMAL);
-    ``values (B, T, C)`` float32 held values; ``age (B, T, C)`` uint8.
+    ``values (B, T, C)`` float32 held values and ``age (B, T, C)`` uint8; where the rows were prepared, ``values
+    (B, T, F)`` are the prepared rows and ``age (B, T, 0)`` is empty.
     """
 
     asset: str

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from anomaly.data import store_probe
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
-from anomaly.files import atomic_path
+from anomaly.files import atomic_path, sha256
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BLOCK = 512
@@ -109,6 +109,14 @@ def _head(path: Path) -> bytes:
     if not head:
         raise InputRefused(Fault("E3002", "an HDF5 file", "0 bytes", file=str(path)))
     return head
+
+
+def recorded_digest(path: Path) -> str:
+    """The digest in the leading block of a file of ours; of a foreign file, the digest of its bytes."""
+    head = _head(path)
+    if not head.startswith(_MAGIC):
+        return sha256(path)
+    return head[len(_MAGIC) : _BLOCK].split(b" ", 1)[0].decode("ascii")
 
 
 def _check_seal(path: Path, head: bytes, verify: bool) -> None:

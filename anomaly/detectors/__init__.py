@@ -10,7 +10,10 @@ from anomaly.detectors.base import Detector
 from anomaly.errors import Fault, UsageError
 
 #: Every detector by name; the class is imported when it is asked for.
-DETECTORS: dict[str, str] = {"reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector"}
+DETECTORS: dict[str, str] = {
+    "reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector",
+    "knn": "anomaly.detectors.distance:KnnDetector",
+}
 
 
 def detector_class(name: str) -> type[Detector]:
@@ -23,5 +26,8 @@ def detector_class(name: str) -> type[Detector]:
 
 
 def build_detector(name: str, **options: Any) -> Detector:
-    """The detector called ``name``, with its options."""
-    return detector_class(name)(**options)
+    """The detector called ``name``; raises UsageError E2002 for an option it does not take, or a value it refuses."""
+    try:
+        return detector_class(name)(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(Fault("E2002", f"options of the detector {name}", error)) from error

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.detectors.base import Detector
+from anomaly.detectors.base import Detector, Encoded
 
 
 def recency_weights(lookback: int, half_life: float | None) -> NDArray[np.float64]:
@@ -55,20 +55,19 @@ class ReconstructionDetector(Detector):
     """
 
     name: ClassVar[str] = "reconstruction"
+    needs: ClassVar[str] = "residual"
 
     def __init__(self, half_life: float | None = 2.0) -> None:
         if half_life is not None and not half_life > 0:
             raise ValueError(f"half_life: expected rows above 0, or None for the plain mean, got {half_life}")
         self.half_life = half_life
 
-    def fit(self, blocks: Iterable[NDArray[np.float32]]) -> Self:
+    def fit(self, blocks: Iterable[Encoded]) -> Self:
         return self
 
-    def anomaly_score(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
-        return np.asarray(self.shares(block).sum(axis=1))
-
-    def shares(self, block: NDArray[np.float32]) -> NDArray[np.float64]:
-        return sensor_shares(_finite(block), recency_weights(block.shape[1], self.half_life))
+    def shares(self, block: Encoded) -> NDArray[np.float64]:
+        residual = self._needed(block)
+        return sensor_shares(residual, recency_weights(residual.shape[1], self.half_life))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {"half_life": self.half_life}, {}
@@ -76,10 +75,3 @@ class ReconstructionDetector(Detector):
     @classmethod
     def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> ReconstructionDetector:
         return cls(**settings)
-
-
-def _finite(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(block).all():
-        bad = int(np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))[0])
-        raise ValueError(f"block: expected finite residuals, got NaN or infinity in window {bad}")
-    return block

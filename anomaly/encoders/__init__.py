@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def encoder_class(name: str) -> type[Encoder]:
 def _quiet_start() -> Iterator[None]:
     """Keep a backend's build flags off the terminal: its libraries print them to the descriptor, before any log level
     is heard, and an engineer waiting for a result cannot act on them. Errors still come as exceptions."""
+    # Its own logger tells developers about retracing; nobody at a terminal can act on that either.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if "keras" in sys.modules:
         yield
         return
@@ -54,4 +57,4 @@ def _quiet_start() -> Iterator[None]:
 
 def build_encoder(settings: EncoderSettings) -> Encoder:
     """The encoder that the settings name, with its options."""
-    return encoder_class(settings.name)(**settings.options)
+    return encoder_class(settings.name)(front=settings.front, **settings.options)

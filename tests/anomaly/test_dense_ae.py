@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from encoder_data import data_of
 
 from anomaly.config import TrainingSettings
 from anomaly.detectors.reconstruction import (
@@ -12,12 +15,13 @@ from anomaly.detectors.reconstruction import (
     reconstruction_error,
     sensor_shares,
 )
-from anomaly.encoders.dense_ae import DenseAutoencoder, build
-from anomaly.encoders.training import load_weights, reconstruct
+from anomaly.encoders.base import TrainingBatch, WindowShape
+from anomaly.encoders.dense_ae import DenseAutoencoder
+from anomaly.encoders.training import load_weights, outputs
 
 
 def test_s55_layers_are_those_of_the_source_with_a_linear_output():
-    model = build((1, 61), 32, 16, 1e-3)
+    model = DenseAutoencoder().networks(WindowShape(1, 61), seed=0).reconstructor
     dense = [layer for layer in model.layers if hasattr(layer, "units")]
     assert [(layer.units, layer.activation.__name__) for layer in dense] == [
         (32, "tanh"), (16, "relu"), (16, "tanh"), (61, "linear"),
@@ -31,9 +35,7 @@ def test_s55_negative_values_can_be_drawn_again(tmp_path):
     )
     encoder = DenseAutoencoder(activity_l1=0.0)
     training = TrainingSettings(epochs=60, batch_size=32, learning_rate=1e-2, patience=60)
-    encoder.fit(
-        lambda e: iter([windows]), lambda e: iter([windows]), window_shape=(1, 3), training=training, workdir=tmp_path
-    )
+    encoder.fit(data_of(windows, batch_size=256), training=training, workdir=tmp_path)
     assert encoder.reconstruct(windows).mean() == pytest.approx(-2, abs=0.3)
 
 
@@ -49,24 +51,21 @@ def test_s60_the_best_epoch_stays_and_tensorboard_has_the_curves(tmp_path):
     encoder = DenseAutoencoder()
     validation = [windows, windows, windows * 5, windows * 50]  # each epoch looks worse than the last
     training = TrainingSettings(epochs=4, batch_size=32, patience=4)
-    history = encoder.fit(
-        lambda e: iter(np.array_split(windows, 4)), lambda e: iter([validation[e]]),
-        window_shape=(2, 3), training=training, workdir=tmp_path,
-    )  # fmt: skip
+    changing = replace(data_of(windows), validation=lambda e: iter([TrainingBatch(validation[e])]))
+    history = encoder.fit(changing, training=training, workdir=tmp_path)
     assert history.best_epoch == int(np.argmin(history.val_loss)) < 3
     before = encoder.reconstruct(windows)
-    load_weights(encoder._model, tmp_path / "best.npz")
-    np.testing.assert_array_equal(reconstruct(encoder._model, windows), before)
+    model = encoder._ready().task.model
+    load_weights(model, tmp_path / "best.npz")
+    np.testing.assert_array_equal(outputs(model, windows), before)
     assert any((tmp_path / "logs").iterdir())
 
 
 def test_training_stops_early_when_nothing_gets_better(tmp_path):
     windows = np.random.default_rng(0).normal(size=(64, 2, 3)).astype(np.float32)
     training = TrainingSettings(epochs=50, batch_size=64, patience=2)
-    history = DenseAutoencoder().fit(
-        lambda e: iter([windows]), lambda e: iter([windows * (e + 1)]),
-        window_shape=(2, 3), training=training, workdir=tmp_path,
-    )  # fmt: skip
+    worse = replace(data_of(windows), validation=lambda e: iter([TrainingBatch(windows * (e + 1))]))
+    history = DenseAutoencoder().fit(worse, training=training, workdir=tmp_path)
     assert len(history.val_loss) < 10
 
 

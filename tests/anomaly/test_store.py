@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from anomaly.config import LogSettings, SplitSettings, WindowSettings
 from anomaly.data.contract import EVENT, LEAD, NORMAL, UNKNOWN, LogChunk, LogContract
@@ -238,17 +239,38 @@ def test_shuffled_order_depends_on_seed_and_epoch_only(path: Path) -> None:
         assert abs(np.corrcoef(np.arange(len(mixed)), mixed)[0, 1]) < 0.3
 
 
-def test_keep_turns_windows_away_and_infinite_goes_on(path: Path) -> None:
+def odd_values_out(values: NDArray, age: NDArray, codes: NDArray) -> tuple[NDArray, NDArray]:
+    """A preparation: rows doubled, codes beside them, and rows of one value in ten not to be learned from."""
+    first = np.nan_to_num(values[:, 0])
+    return np.column_stack((2 * np.nan_to_num(values), codes)).astype(np.float32), np.round(first * 100) % 10 != 0
+
+
+def test_rows_are_prepared_before_windows_are_cut_and_infinite_goes_on(path: Path) -> None:
     with WindowStore.open(path) as store:
-        even = list(store.shuffled_batches(16, keep=lambda b: b.starts % 4 == 0))
-        assert all((b.starts % 4 == 0).all() for b in even)
-        epoch = len(even)
-        stream = store.shuffled_batches(16, keep=lambda b: b.starts % 4 == 0, infinite=True)
-        got = [next(stream) for _ in range(2 * epoch)]
-        assert identities(got[:epoch]) == identities(even)
-        again = store.shuffled_batches(16, epoch=1, keep=lambda b: b.starts % 4 == 0)
-        assert identities(got[epoch:]) == identities(again)
-        assert list(store.shuffled_batches(16, keep=lambda b: b.starts < 0, infinite=True)) == []
+        plain = {
+            (block.asset, int(start)): window
+            for block in store.window_blocks("train", normal_only=True)
+            for start, window in zip(block.starts, block.values, strict=True)
+        }
+        some = list(store.shuffled_batches(16, prepare=odd_values_out))
+        assert 0 < sum(len(b) for b in some) < len(plain)
+        for batch in some:
+            for asset, start, window in zip(batch.asset, batch.starts, batch.values, strict=True):
+                rows = store.rows(asset, int(start), int(start) + store.lookback)
+                prepared, usable = odd_values_out(rows.values, rows.age, rows.categories)
+                assert usable.all()
+                np.testing.assert_array_equal(window, prepared)
+                np.testing.assert_array_equal(
+                    window[:, : rows.values.shape[1]], 2 * np.nan_to_num(plain[asset, int(start)])
+                )
+        in_order = list(store.window_blocks("train", normal_only=True, prepare=odd_values_out))
+        assert sum(len(b) for b in in_order) == sum(len(b) for b in some)
+        stream = store.shuffled_batches(16, prepare=odd_values_out, infinite=True)
+        got = [next(stream) for _ in range(2 * len(some))]
+        assert identities(got[: len(some)]) == identities(some)
+        assert identities(got[len(some) :]) == identities(store.shuffled_batches(16, epoch=1, prepare=odd_values_out))
+        nothing = lambda v, a, c: (v, np.zeros(len(v), bool))  # noqa: E731
+        assert list(store.shuffled_batches(16, prepare=nothing, infinite=True)) == []
 
 
 def test_segments_too_short_for_windows_are_stepped_over(tmp_path: Path) -> None:

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from anomaly.detectors.base import Detector
-from anomaly.detectors.reconstruction import ReconstructionDetector
-from anomaly.encoders.base import Encoder
-from anomaly.encoders.dense_ae import DenseAutoencoder
+from dataclasses import dataclass, field
+from typing import Any
 
-ENCODERS: list[type[Encoder]] = [DenseAutoencoder]
-DETECTORS: list[Detector] = [ReconstructionDetector(), ReconstructionDetector(half_life=None)]
+from anomaly.detectors.base import Detector
+from anomaly.detectors.distance import KnnDetector
+from anomaly.detectors.reconstruction import ReconstructionDetector
+from anomaly.encoders import encoder_class
+from anomaly.encoders.base import Encoder
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An encoder by name with options that make it small."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, front: str = "none") -> Encoder:
+        return encoder_class(self.name)(front=front, **self.options)
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(str(v) for v in self.options.values() if isinstance(v, str))])
+
+
+ENCODERS: list[Instance] = [
+    Instance("dense_ae"),
+]
+DETECTORS: list[Detector] = [
+    ReconstructionDetector(),
+    ReconstructionDetector(half_life=None),
+    KnnDetector(k=1),
+    KnnDetector(bank=64),
+]

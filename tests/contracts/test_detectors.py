@@ -7,10 +7,19 @@ import pytest
 from instances import DETECTORS
 
 from anomaly.detectors import DETECTORS as NAMED
-from anomaly.detectors import detector_class
+from anomaly.detectors import build_detector, detector_class
+from anomaly.detectors.base import Encoded
 from anomaly.errors import UsageError
 
-BLOCK = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
+WINDOWS = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
+
+
+def encoded(windows: np.ndarray) -> Encoded:
+    """Windows whose reconstruction is zero and whose embedding is themselves, flattened."""
+    return Encoded(windows, embedding=windows.reshape(len(windows), -1), residual=windows)
+
+
+BLOCK = encoded(WINDOWS)
 
 
 @pytest.fixture(params=DETECTORS, ids=lambda d: f"{d.name}-{d.to_state()[0]}")
@@ -19,15 +28,16 @@ def detector(request):
 
 
 def test_fit_returns_the_detector_and_scores_have_one_value_per_row(detector):
-    before = BLOCK.copy()
+    before = WINDOWS.copy()
     assert detector.fit([BLOCK]) is detector
     assert detector.anomaly_score(BLOCK).shape == (len(BLOCK),)
-    np.testing.assert_array_equal(BLOCK, before)
+    np.testing.assert_array_equal(WINDOWS, before)
 
 
 def test_a_planted_outlier_scores_above_every_normal_row_and_is_its_sensors_doing(detector):
-    outlier = BLOCK[:1].copy()
-    outlier[:, :, 1] += 30
+    windows = WINDOWS[:1].copy()
+    windows[:, :, 1] += 30
+    outlier = encoded(windows)
     assert detector.anomaly_score(outlier)[0] > detector.anomaly_score(BLOCK).max()
     assert detector.shares(outlier)[0].argmax() == 1
 
@@ -42,13 +52,19 @@ def test_a_state_gives_the_same_scores(detector):
 
 
 def test_a_non_finite_block_is_refused_by_window(detector):
-    bad = BLOCK.copy()
+    bad = WINDOWS.copy()
     bad[7, 0, 0] = np.nan
     with pytest.raises(ValueError, match="window 7"):
-        detector.anomaly_score(bad)
+        detector.anomaly_score(encoded(bad))
+    with pytest.raises(ValueError, match=f"its {detector.needs}"):
+        detector.anomaly_score(Encoded(WINDOWS))
 
 
 def test_names():
     assert {detector_class(n).name for n in NAMED} == {d.name for d in DETECTORS}
     with pytest.raises(UsageError, match="reconstruction"):
         detector_class("reconstruct")
+    with pytest.raises(UsageError, match="neighbours"):
+        build_detector("knn", neighbours=3)
+    with pytest.raises(UsageError, match="at least 1"):
+        build_detector("knn", k=0)

@@ -207,7 +207,7 @@ def test_our_own_bug_ends_with_70_and_no_traceback(home: Path, monkeypatch: pyte
         anomaly("alerts", "list")
 
 
-def test_ctrl_c_ends_with_130_and_leaves_nothing(
+def test_ctrl_c_ends_with_130_and_leaves_only_what_the_next_run_goes_on_from(
     press: Press, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.train.evaluate_store", _breaking(KeyboardInterrupt()))
@@ -216,7 +216,12 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(
     assert done.status == 130
     assert "again is safe" in done.err
     assert "Traceback" not in done.err
-    assert [p for p in files_under(tmp_path) if "tensorboard" not in p] == [str(log)], "its curves may stay, no more"
+    left = [p for p in files_under(tmp_path) if "tensorboard" not in p and "/training/" not in p]
+    assert left == [str(log)], "its curves and the checkpoint of its training may stay, no more"
+    monkeypatch.undo()
+    monkeypatch.setenv("ANOMALY_HOME", str(home))
+    assert anomaly("train", log, *SHORT, "--out", tmp_path / "model").status == 0
+    assert not [p for p in files_under(tmp_path) if "/training/" in p]
 
 
 def _apart(code: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,8 @@ KILLED = -9
 SCORE = ["files.before_rename", "files.after_rename", "score.after_parquet", "alerts.before_commit", "alerts.after_commit",
          "score.after_record"]  # fmt: skip
 INGEST = ["store.after_append", "store.before_publish", "files.before_rename", "files.after_rename"]
-TRAIN = ["store.after_append", "store.before_publish", "train.after_ingest", "training.after_best", "train.after_fit",
+TRAIN = ["store.after_append", "store.before_publish", "train.after_ingest", "training.after_best", "training.after_checkpoint",
+         "train.after_fit",
          "files.before_rename:2", "files.after_rename:2", "files.before_rename:3", "train.after_bundle",
          "registry.before_log", "registry.after_log", "registry.before_alias"]  # fmt: skip
 

@@ -153,8 +153,10 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A real AnomalyModel with a briefly trained encoder, on two tags that move together."""
     from anomaly.config import EncoderSettings, TrainingSettings, WindowSettings
     from anomaly.data.scaling import RowPreparer
+    from anomaly.data.vocabulary import Vocabulary
     from anomaly.detectors import build_detector
     from anomaly.encoders import build_encoder
+    from anomaly.encoders.base import TrainingBatch, TrainingData, WindowShape
     from anomaly.model import AnomalyModel
     from anomaly.scores.calibration import TailCalibrator
     from anomaly.scores.thresholds import fixed_threshold
@@ -169,9 +171,9 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     windows = np.stack([prepared[i : i + 4] for i in range(597)])
     encoder = build_encoder(settings.encoder)
     encoder.fit(
-        lambda _: iter([windows]),
-        lambda _: iter([windows]),
-        window_shape=(4, 2),
+        TrainingData(
+            WindowShape(4, 2), lambda _: iter([TrainingBatch(windows)]), lambda _: iter([TrainingBatch(windows)]), 597
+        ),
         training=settings.training,
         workdir=tmp_path_factory.mktemp("fit"),
     )
@@ -184,9 +186,10 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
         calibrator=TailCalibrator(),
         threshold=fixed_threshold(2.0),
         max_gap_us=210_000_000,
+        vocabulary=Vocabulary(),
         reference=prepared[:50],
     )
-    made.detector.fit([windows - encoder.reconstruct(windows)])
+    made.detector.fit([made.encode(windows)])
     made.calibrator.fit(made.raw_scores(windows)[0])
     made.canary = canary_frame()
     return made
