@@ -69,7 +69,7 @@ class Report:
     """Everything a report shows.
 
     ``settings``, ``contract``, ``threshold`` and ``audit`` are plain (nested) values; ``grades`` and ``findings`` are
-    table rows, each a mapping from column to value; ``history`` holds ``loss`` and ``val_loss`` per epoch and
+    table rows, each a mapping from column to value; ``history`` holds ``loss`` and ``val_loss`` per epoch, ``parts`` by name and
     ``best_epoch`` (from 1); ``threshold_rows`` are the rows that the threshold was picked on, ``test_rows`` the counted
     rows of the judged part; ``top_alerts`` pairs a label with (tag, share) pairs.
     """
@@ -147,6 +147,7 @@ def all_pictures(report: Report) -> list[Picture]:
     made.append(
         pictures.training_curves(history.get("loss", ()), history.get("val_loss", ()), history.get("best_epoch"))
     )
+    made.append(pictures.training_parts(history.get("parts", {})))
     return made
 
 

@@ -47,7 +47,12 @@ def training_report(
         grades=[asdict(g) for g in prepared.grades],
         findings=_finding_rows(findings),
         audit={name: f"{audit.rows} rows of {len(audit.assets)} assets" for name, audit in model.audits.items()},
-        history={"loss": history.loss, "val_loss": history.val_loss, "best_epoch": history.best_epoch + 1},
+        history={
+            "loss": history.loss,
+            "val_loss": history.val_loss,
+            "best_epoch": history.best_epoch + 1 if history.loss else None,
+            "parts": history.parts,
+        },
         threshold=model.threshold.to_dict(),
         threshold_rows=_ranked(fitted.validation, store.lead_us),
         test_rows=_ranked(scored, store.lead_us),

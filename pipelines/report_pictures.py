@@ -228,6 +228,29 @@ def training_curves(loss: Sequence[float], val_loss: Sequence[float], best_epoch
     return _picture(title, f"Loss over {len(loss)} epochs, last {loss[-1]:.3g}{kept}.", draw, _SQUARE)
 
 
+def training_parts(parts: Mapping[str, Sequence[float]]) -> Picture:
+    """What else was logged per epoch, each in its own axes: losses of a sum apart, rank and spread of embeddings."""
+    title = "Embeddings and parts of the loss while training"
+    shown = {name: values for name, values in parts.items() if len(values) and np.isfinite(values).all()}
+    if not shown:
+        return Picture(title, "Nothing but the loss was logged.")
+    names = {"rank": "effective rank of embeddings", "spread": "spread of embeddings (0: all the same)"}
+    rows = math.ceil(len(shown) / 2)
+
+    def draw(canvas: Canvas) -> None:
+        for number, (name, values) in enumerate(shown.items(), start=1):
+            ax = canvas.add_subplot(rows, min(len(shown), 2), number)
+            marker = "." if len(values) < 3 else ""
+            ax.plot(np.arange(1, len(values) + 1), values, color=BLUE, marker=marker)
+            ax.set_ylim(bottom=min(0.0, float(np.min(values))))
+            ax.set_title(names.get(name, name.replace("_", " ")), fontsize="medium")
+            ax.set_xlabel("epoch")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    last = "; ".join(f"{names.get(name, name)} {values[-1]:.3g}" for name, values in shown.items())
+    return _picture(title, f"After {len(next(iter(shown.values())))} epochs: {last}.", draw, (9.0, 2.6 * rows))
+
+
 def decimate(
     time: NDArray[np.int64], score: NDArray[np.floating], bins: int = _POINTS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -85,7 +85,7 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
             fingerprint=prepared.fingerprint,
             split={"parts": split, "audits": audits},
             metrics=judged.metrics(),
-            history={"loss": fitted.history.loss, "val_loss": fitted.history.val_loss},
+            history={"loss": fitted.history.loss, "val_loss": fitted.history.val_loss, **fitted.history.parts},
             report=report,
             tags={"bundle_digest": digest, "rows": str(prepared.rows)},
         )
@@ -158,6 +158,8 @@ def _as_stored(settings: Settings, store: WindowStore) -> Settings:
 
 def keep_curves(logs: Path, name: str, fingerprint: str) -> None:
     """TensorBoard logs outlive the work folder: ``tensorboard --logdir .anomaly/tensorboard`` shows every run."""
+    if not logs.is_dir():
+        return  # an encoder that has nothing to train has no curve
     kept = home() / "tensorboard" / f"{name}-{fingerprint[:12]}"
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(logs, kept)

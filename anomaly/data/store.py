@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from anomaly.config import WindowSettings
 from anomaly.data.contract import LEAD, NORMAL, LogContract
 from anomaly.data.splits import SplitPlan
-from anomaly.data.store_blocks import Preparation, RowBlock, WindowBatch, WindowBlock, kind_table, pooled
+from anomaly.data.store_blocks import Preparation, RowBlock, WindowBatch, WindowBlock, WindowRun, kind_table, pooled
 from anomaly.data.store_files import damaged, get_json, open_file, recorded_digest
 from anomaly.data.store_signals import SignalsStore, SignalsWriter, create_signals, write_signals
 from anomaly.data.store_writer import FORMAT, FORMAT_VERSION, StoreWriter, create_store
-from anomaly.data.windows import cut_windows
 from anomaly.errors import Fault, InputRefused
 from anomaly.intervals import Intervals
 
@@ -44,8 +43,11 @@ __all__ = [
     "write_signals",
 ]
 
-#: Neighbouring windows that a shuffled epoch reads in one piece.
-_RUN = 256
+#: Neighbouring windows that a shuffled epoch reads in one piece, at most; and in how many pieces a pool is filled at
+#: least, so that the neighbours of a batch come from many places.
+_RUN, _PIECES = 1024, 32
+#: Windows mixed with one another at most; more would only make the first batch of a pool late.
+_POOL = 1 << 17
 
 
 class WindowStore:
@@ -69,6 +71,7 @@ class WindowStore:
             int(file.attrs[name]) for name in ("lead_us", "period_us", "max_gap_us")
         )
         self._segments: dict[str, Intervals] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
 
     @classmethod
     def open(cls, path: Path, expect: LogContract | None = None, verify: bool = True) -> WindowStore:
@@ -199,7 +202,8 @@ class WindowStore:
         for number, asset in enumerate(self.assets):
             low, high = self._window_range(number, part)
             for first in range(low, high, size):
-                yield from self._window_block(asset, first, min(first + size, high), normal_only, prepare)
+                for run in self._window_runs(asset, first, min(first + size, high), normal_only, prepare):
+                    yield run.windows()
 
     def blocks(
         self, size: int = 4096, part: str | None = None, normal_only: bool = False
@@ -214,23 +218,23 @@ class WindowStore:
         part: str = "train",
         seed: int = 0,
         epoch: int = 0,
-        pool_bytes: int = 64 << 20,
+        pool_bytes: int = 16 << 20,
         prepare: Preparation | None = None,
         infinite: bool = False,
     ) -> Iterator[WindowBatch]:
         """Normal windows of ``part`` in mixed order, each exactly once per epoch; ``prepare`` as in ``window_blocks``.
 
-        Runs of 256 neighbouring windows are drawn in random order and mixed in a pool of about ``pool_bytes``. The
-        order depends on ``seed`` and ``epoch`` only. ``infinite`` goes on with the next epochs for ever, or ends
+        Runs of at most 1024 neighbouring windows are drawn in random order and mixed in a pool of rows of about ``pool_bytes``.
+        The order depends on ``seed`` and ``epoch`` only. ``infinite`` goes on with the next epochs for ever, or ends
         when an epoch had no window.
         """
-        each = max(self.lookback * len(self.contract.tags) * 5, 1)
+        pool = max(min(pool_bytes // (self.stride * len(self.contract.tags) * 10 + 64), _POOL), 1)
+        run = min(max(pool // _PIECES, 1), _RUN)
         while True:
             rng = np.random.default_rng((seed, epoch))
             served = 0
-            for batch in pooled(
-                self._random_runs(part, rng, prepare), batch_size, max(pool_bytes // (2 * each), 1), rng
-            ):
+            runs = self._random_runs(part, run, rng, prepare)
+            for batch in pooled(runs, batch_size, pool, rng):
                 served += len(batch)
                 yield batch
             if not infinite or not served:
@@ -253,55 +257,48 @@ class WindowStore:
                 asset = np.full(len(block), block.asset.encode(), dtype=f"S{width}")
                 writer.append(block.values, block.kind, {"asset": asset, "start": block.starts, "time": when})
 
-    def _random_runs(self, part: str, rng: np.random.Generator, prepare: Preparation | None) -> Iterator[WindowBatch]:
+    def _random_runs(
+        self, part: str, run: int, rng: np.random.Generator, prepare: Preparation | None
+    ) -> Iterator[WindowRun]:
         runs = [
-            np.column_stack((np.full(len(firsts), number), firsts, np.minimum(firsts + _RUN, high)))
+            np.column_stack((np.full(len(firsts), number), firsts, np.minimum(firsts + run, high)))
             for number in range(len(self.assets))
             for low, high in [self._window_range(number, part)]
-            for firsts in [np.arange(low, high, _RUN)]
+            for firsts in [np.arange(low, high, run)]
         ]
         table = np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
         for number, low, high in table[rng.permutation(len(table))].tolist():
-            for block in self._window_block(self.assets[number], low, high, True, prepare):
-                yield WindowBatch.of(block)
+            yield from self._window_runs(self.assets[number], low, high, True, prepare)
 
-    def _window_block(
+    def _window_runs(
         self, asset: str, low: int, high: int, normal_only: bool, prepare: Preparation | None
-    ) -> Iterator[WindowBlock]:
-        """Windows ``low`` … ``high`` of the index, in more than one block where rows without windows lie between."""
-        index, group = self._file["windows"], self._group(asset)
-        starts, kind = self._read(index["start"], low, high), self._read(index["kind"], low, high)
+    ) -> Iterator[WindowRun]:
+        """Windows ``low`` … ``high`` of the index, in more than one run where rows without windows lie between."""
+        starts, kind = (self._read(self._dataset(f"windows/{name}"), low, high) for name in ("start", "kind"))
         if normal_only:
             starts, kind = starts[kind == NORMAL], kind[kind == NORMAL]
         furthest = max(self.stride, self.lookback) * (high - low)
         while len(starts):
             near = int(np.searchsorted(starts, starts[0] + furthest))
-            first, stop = int(starts[0]), int(starts[near - 1]) + self.lookback
-            block = self._cut(group, asset, starts[:near], kind[:near], (first, stop), prepare)
-            if len(block):
-                yield block
+            run = self._run(asset, starts[:near], kind[:near], prepare)
+            if len(run):
+                yield run
             starts, kind = starts[near:], kind[near:]
 
-    def _cut(
-        self,
-        group: h5py.Group,
-        asset: str,
-        starts: NDArray[np.int64],
-        kind: NDArray[np.int8],
-        rows: tuple[int, int],
-        prepare: Preparation | None,
-    ) -> WindowBlock:
-        """The windows at ``starts``, all inside ``rows`` of one asset."""
-        values, age = (self._read(group[name], *rows) for name in ("values", "age"))
+    def _run(
+        self, asset: str, starts: NDArray[np.int64], kind: NDArray[np.int8], prepare: Preparation | None
+    ) -> WindowRun:
+        """The windows at ``starts`` of one asset with the rows they lie in, which are read in one piece."""
+        group, first, stop = self._groups[asset], int(starts[0]), int(starts[-1]) + self.lookback
+        values, age = (self._read(self._dataset(f"{group}/{name}"), first, stop) for name in ("values", "age"))
         if prepare is not None:
             none = np.empty((len(values), 0), np.int32)
-            codes = self._read(group["categories"], *rows) if self.vocabulary else none
+            codes = self._read(self._dataset(f"{group}/categories"), first, stop) if self.vocabulary else none
             values, usable = prepare(values, age, codes)
             bad = np.concatenate(([0], np.cumsum(~usable)))
-            whole = bad[starts - rows[0] + self.lookback] == bad[starts - rows[0]]
+            whole = bad[starts - first + self.lookback] == bad[starts - first]
             starts, kind, age = starts[whole], kind[whole], age[:, :0]
-        cut = (cut_windows(array, starts - rows[0], self.lookback) for array in (values, age))
-        return WindowBlock(asset, starts, kind, *cut)
+        return WindowRun(asset, self.lookback, first, starts, kind, values, age)
 
     def _window_range(self, number: int, part: str | None) -> tuple[int, int]:
         """Positions in the window index of asset ``number``: its windows, or those wholly inside ``part``."""
@@ -320,6 +317,12 @@ class WindowStore:
         if asset not in self._groups:
             raise ValueError(f"asset: expected one of {', '.join(self.assets)}, got {asset!r}")
         return self._file[self._groups[asset]]
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        """A dataset by its path in the file, looked up once: h5py takes longer to find it than to read a run."""
+        if name not in self._datasets:
+            self._datasets[name] = self._file[name]
+        return self._datasets[name]
 
     def _read(self, dataset: h5py.Dataset, start: int = 0, stop: int | None = None) -> Any:
         """Rows [start, stop) of a dataset; a failed checksum is a refusal, not a traceback."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.contract import EVENT, LEAD, UNKNOWN, Columns, LogChunk
+from anomaly.data.windows import cut_windows
 
 #: Held rows ``(n, C)``, their ages ``(n, C)`` and category codes ``(n, K)`` → prepared rows ``(n, F)`` float32, and
 #: which of them may be learned from ``(n,)``. Rows are prepared before windows are cut: each once, not T times.
@@ -92,44 +93,80 @@ class WindowBatch(Columns):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @staticmethod
-    def of(block: WindowBlock) -> WindowBatch:
-        """A block of one asset as a batch."""
-        asset = np.full(len(block), block.asset, dtype=object)
-        return WindowBatch(asset, block.starts, block.values, block.age)
+
+@dataclass(frozen=True)
+class WindowRun:
+    """Neighbouring windows of one asset, not cut yet: a row that lies in T windows is held once.
+
+    ``values (n, F)`` and ``age (n, ·)`` are rows from row ``first`` of its log on; ``starts (B,)`` the first rows of the
+    windows, ``kind (B,)`` their kinds; ``lookback`` T.
+    """
+
+    asset: str
+    lookback: int
+    first: int
+    starts: NDArray[np.int64]
+    kind: NDArray[np.int8]
+    values: NDArray[np.float32]
+    age: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def windows(self) -> WindowBlock:
+        """The windows, cut."""
+        cut = (cut_windows(array, self.starts - self.first, self.lookback) for array in (self.values, self.age))
+        return WindowBlock(self.asset, self.starts, self.kind, *cut)
 
 
 def pooled(
-    runs: Iterator[WindowBatch], batch_size: int, pool_windows: int, rng: np.random.Generator
+    runs: Iterator[WindowRun], batch_size: int, pool_windows: int, rng: np.random.Generator
 ) -> Iterator[WindowBatch]:
     """Fill a pool of at most about ``pool_windows`` windows from ``runs``, shuffle it, hand it out in batches; repeat.
 
-    What does not fill a batch stays for the next pool; only the last batch of all may be smaller.
+    What does not fill a batch is handed out with the next pool; only the last batch of all may be smaller.
     """
-    pool: list[WindowBatch] = []
-    filled = 0
+    pool: list[WindowRun] = []
+    filled, left = 0, None
     for run in runs:
         pool.append(run)
         filled += len(run)
         if filled >= max(pool_windows, batch_size):
-            joined, order = _drained(pool, rng)
-            whole = len(order) - len(order) % batch_size
-            yield from _batches(joined, order[:whole], batch_size)
-            pool.append(joined.take(order[whole:]))
-            filled = len(order) - whole
-    if filled:
-        yield from _batches(*_drained(pool, rng), batch_size)
+            for batch in _Pool(pool).batches(rng, batch_size, left):
+                left = batch if len(batch) < batch_size else None
+                if left is None:
+                    yield batch
+            pool, filled = [], 0
+    last = _Pool(pool).batches(rng, batch_size, left) if pool else iter([left] if left else [])
+    yield from last
 
 
-def _drained(pool: list[WindowBatch], rng: np.random.Generator) -> tuple[WindowBatch, NDArray[np.int64]]:
-    """Empty the pool into one batch and draw an order for it."""
-    joined = WindowBatch.join(pool)
-    pool.clear()
-    return joined, rng.permutation(len(joined))
+class _Pool:
+    """Runs laid end to end."""
 
+    def __init__(self, runs: Sequence[WindowRun]) -> None:
+        self.lookback = runs[0].lookback
+        self.values, self.age = (np.concatenate([getattr(r, name) for r in runs]) for name in ("values", "age"))
+        offsets = np.cumsum([0, *(len(r.values) for r in runs[:-1])])
+        self.starts = np.concatenate([r.starts for r in runs])
+        self.at = np.concatenate([r.starts - r.first + o for r, o in zip(runs, offsets, strict=True)])
+        self.assets = np.array([r.asset for r in runs], dtype=object)
+        self.owner = np.repeat(np.arange(len(runs)), [len(r) for r in runs])
 
-def _batches(joined: WindowBatch, order: NDArray[np.int64], size: int) -> Iterator[WindowBatch]:
-    yield from (joined.take(order[i : i + size]) for i in range(0, len(order), size))
+    def batches(self, rng: np.random.Generator, size: int, left: WindowBatch | None) -> Iterator[WindowBatch]:
+        """All windows in mixed order, after those that were ``left`` over from before; the last may be smaller."""
+        order = rng.permutation(len(self.at))
+        first = min(size - len(left), len(order)) if left else 0
+        if left:
+            yield WindowBatch.join([left, self.take(order[:first])])
+        for low in range(first, len(order), size):
+            yield self.take(order[low : low + size])
+
+    def take(self, index: NDArray[np.int64]) -> WindowBatch:
+        """Cut the windows at ``index`` of the pool."""
+        rows = self.at[index][:, None] + np.arange(self.lookback)
+        own = self.assets[self.owner[index]]
+        return WindowBatch(own, self.starts[index], self.values[rows], self.age[rows])
 
 
 def kind_table(kind: NDArray[np.int8]) -> dict[int, int]:

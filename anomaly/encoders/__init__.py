@@ -22,7 +22,10 @@ from anomaly.errors import Fault, UsageError
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 #: Every encoder by name; the class is imported when it is asked for.
-ENCODERS: dict[str, str] = {"dense_ae": "anomaly.encoders.dense_ae:DenseAutoencoder"}
+ENCODERS: dict[str, str] = {
+    "dense_ae": "anomaly.encoders.dense_ae:DenseAutoencoder",
+    "features": "anomaly.encoders.features:FeaturesEncoder",
+}
 
 
 def encoder_class(name: str) -> type[Encoder]:

@@ -20,40 +20,48 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(path: Path, task: Task, progress: dict[str, Any], identity: str) -> None:
-    """Write model, optimizer and task state with where the training stands; ``identity`` says what it was made of."""
-    arrays = {f"model/{i:04d}": np.asarray(v) for i, v in enumerate(_model_variables(task.model))}
-    arrays |= {f"optimizer/{i:04d}": np.asarray(v) for i, v in enumerate(task.model.optimizer.variables)}
-    if task.state:
-        arrays |= {f"task/{name}": value for name, value in task.state().items()}
-    arrays["progress"] = _text(json.dumps(progress))
-    arrays["identity"] = _text(identity)
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
+class Checkpoint:
+    """The file at ``path``: model, optimizer and task state with where the training stands. ``identity`` says what the
+    training is made of; a file of another one is not gone on from."""
 
+    def __init__(self, path: Path, task: Task, identity: str) -> None:
+        self.path, self.task, self.identity = path, task, identity
 
-def load_checkpoint(path: Path, task: Task, identity: str) -> dict[str, Any] | None:
-    """Put a checkpoint's state back and give its progress; None where there is none of this training."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("the checkpoint cannot be read, training starts anew: %s", error)
-        return None
-    if _words(arrays.pop("identity", None)) != identity:
-        log.info("the checkpoint is of other data or settings: training starts anew")
-        return None
-    progress: dict[str, Any] = json.loads(_words(arrays.pop("progress")))
-    own = {kind: _of(arrays, kind) for kind in ("model", "optimizer", "task")}
-    task.model.optimizer.build(task.model.trainable_variables)
-    for variables, kind in ((_model_variables(task.model), "model"), (task.model.optimizer.variables, "optimizer")):
-        for variable, name in zip(variables, sorted(own[kind]), strict=True):
-            variable.assign(own[kind][name])
-    if task.restore:
-        task.restore(own["task"])
-    return progress
+    def save(self, progress: dict[str, Any]) -> None:
+        """Write the state, whole or not at all."""
+        model = self.task.model
+        arrays = {f"model/{i:04d}": np.asarray(v) for i, v in enumerate(_model_variables(model))}
+        arrays |= {f"optimizer/{i:04d}": np.asarray(v) for i, v in enumerate(model.optimizer.variables)}
+        if self.task.state:
+            arrays |= {f"task/{name}": value for name, value in self.task.state().items()}
+        arrays["progress"] = _text(json.dumps(progress))
+        arrays["identity"] = _text(self.identity)
+        with atomic_path(self.path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
+
+    def load(self) -> dict[str, Any] | None:
+        """Put the state back and give its progress; None where there is none of this training."""
+        try:
+            with np.load(self.path, allow_pickle=False) as stored:
+                arrays = dict(stored)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            log.warning("the checkpoint cannot be read, training starts anew: %s", error)
+            return None
+        if _words(arrays.pop("identity", None)) != self.identity:
+            log.info("the checkpoint is of other data or settings: training starts anew")
+            return None
+        progress: dict[str, Any] = json.loads(_words(arrays.pop("progress")))
+        model = self.task.model
+        model.optimizer.build(model.trainable_variables)
+        for kind, variables in (("model", _model_variables(model)), ("optimizer", model.optimizer.variables)):
+            own = _of(arrays, kind)
+            for variable, name in zip(variables, sorted(own), strict=True):
+                variable.assign(own[name])
+        if self.task.restore:
+            self.task.restore(_of(arrays, "task"))
+        return progress
 
 
 def _model_variables(model: keras.Model) -> list[Any]:

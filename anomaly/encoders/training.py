@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from anomaly.config import TrainingSettings
 from anomaly.encoders.base import EpochReport, TrainingBatch, TrainingData, TrainingHistory
-from anomaly.encoders.checkpoint import load_checkpoint, save_checkpoint
+from anomaly.encoders.checkpoint import Checkpoint
 from anomaly.encoders.collapse import refuse_collapse, sample_windows, spread_of
 from anomaly.encoders.prefetch import prefetched
 from anomaly.encoders.schedule import learning_rate
@@ -99,19 +99,60 @@ def train(
     Raises InputRefused E3302, E3304, E3305 and UsageError E2004 (batch too small for the task).
     """
     _check_sizes(task, data, settings)
-    task.model.compile(
-        optimizer=_optimizer(settings),
-        loss=task.loss,
-        loss_weights=task.loss_weights,
-        # XLA pays on accelerators; on TensorFlow's CPU it costs seconds to compile and slows convolutions.
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
-    )
-    run = _Run(task, embedder, data, settings, workdir)
+    training = Training(task, data, settings)
+    sample = sample_windows(data.validation, settings.seed)
     with closing(_Board(workdir / "logs")) as board:
-        done = run.epochs(board, progress)
+        done = _epochs(training, embedder, sample, workdir, board, progress)
     load_weights(task.model, workdir / "best.npz")
-    refuse_collapse(run.sample, outputs(embedder, run.sample))
+    refuse_collapse(sample, outputs(embedder, sample))
     return done.history()
+
+
+def _epochs(
+    training: Training,
+    embedder: keras.Model,
+    sample: Windows,
+    workdir: Path,
+    board: _Board,
+    progress: EpochReport | None,
+) -> Progress:
+    """Epoch after epoch until patience ends; every finite epoch that is the best so far leaves its weights."""
+    best, model, settings = workdir / "best.npz", training.task.model, training.settings
+    checkpoint = Checkpoint(workdir / "checkpoint.npz", training.task, training.identity())
+    done = _resumed(checkpoint, best, settings.patience, settings.epochs)
+    while done.epoch < settings.epochs:
+        started, epoch = time.monotonic(), done.epoch
+        now, done.windows = training.learn(epoch)
+        now |= {f"val_{name}": value for name, value in training.judge(epoch).items()}
+        now |= vars(spread_of(outputs(embedder, sample)))
+        done.add(now)
+        board.write(epoch, now)
+        if progress:
+            progress(epoch, now)
+        if epoch == 0 or now["val_loss"] < done.figures["val_loss"][done.best]:
+            done.best = epoch
+            save_weights(model, best)
+            killpoint("training.after_best")
+        done.epoch += 1
+        done.seconds += time.monotonic() - started
+        checkpoint.save(vars(done))
+        killpoint("training.after_checkpoint")
+        if epoch - done.best >= settings.patience:
+            log.info("no better epoch since %d: stopped at %d", done.best + 1, epoch + 1)
+            break
+    return done
+
+
+def _resumed(checkpoint: Checkpoint, best: Path, patience: int, epochs: int) -> Progress:
+    """Where an earlier run of the same training stopped, or the start."""
+    values = checkpoint.load() if best.is_file() else None
+    if values is None:
+        return Progress()
+    done = Progress(**values)
+    log.info("training goes on after epoch %d", done.epoch)
+    if done.epoch - 1 - done.best >= patience:
+        done.epoch = epochs
+    return done
 
 
 def _check_sizes(task: Task, data: TrainingData, settings: TrainingSettings) -> None:
@@ -135,60 +176,26 @@ def _optimizer(settings: TrainingSettings) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(**common)
 
 
-class _Run:
-    """One training: its task, its data, and where it stands."""
+class Training:
+    """One training: its task, compiled, its data and its settings."""
 
-    def __init__(
-        self, task: Task, embedder: keras.Model, data: TrainingData, settings: TrainingSettings, workdir: Path
-    ) -> None:
-        self.task, self.embedder, self.data, self.settings = task, embedder, data, settings
-        self.checkpoint, self.best = workdir / "checkpoint.npz", workdir / "best.npz"
-        self.sample = sample_windows(data.validation, settings.seed)
+    def __init__(self, task: Task, data: TrainingData, settings: TrainingSettings) -> None:
+        self.task, self.data, self.settings = task, data, settings
         self.steps = -(-data.n_windows // settings.batch_size)
+        task.model.compile(
+            optimizer=_optimizer(settings),
+            loss=task.loss,
+            loss_weights=task.loss_weights,
+            # XLA pays on accelerators; on TensorFlow's CPU it costs seconds to compile and slows convolutions.
+            jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",
+        )
 
-    def epochs(self, board: _Board, progress: EpochReport | None) -> Progress:
-        """Epoch after epoch until patience ends; every finite epoch that is the best so far leaves its weights."""
-        done = self._resumed()
-        while done.epoch < self.settings.epochs:
-            started = time.monotonic()
-            epoch = done.epoch
-            now, done.windows = self._learn(epoch)
-            now |= {f"val_{name}": value for name, value in self._judge(epoch).items()}
-            now |= vars(spread_of(outputs(self.embedder, self.sample)))
-            done.add(now)
-            board.write(epoch, now)
-            if progress:
-                progress(epoch, now)
-            if epoch == 0 or now["val_loss"] < done.figures["val_loss"][done.best]:
-                done.best = epoch
-                save_weights(self.task.model, self.best)
-                killpoint("training.after_best")
-            done.epoch += 1
-            done.seconds += time.monotonic() - started
-            save_checkpoint(self.checkpoint, self.task, vars(done), self._identity())
-            killpoint("training.after_checkpoint")
-            if epoch - done.best >= self.settings.patience:
-                log.info("no better epoch since %d: stopped at %d", done.best + 1, epoch + 1)
-                break
-        return done
-
-    def _identity(self) -> str:
+    def identity(self) -> str:
         """What a checkpoint must have been made of to go on from it: the windows, the settings, the layers."""
         shapes = [list(w.shape) for w in self.task.model.weights]
         return repr((self.data.fingerprint, self.data.shape, self.settings, self.task.model.name, shapes))
 
-    def _resumed(self) -> Progress:
-        """Where an earlier run of the same training stopped, or the start."""
-        values = load_checkpoint(self.checkpoint, self.task, self._identity())
-        if values is None or not self.best.is_file():
-            return Progress()
-        done = Progress(**values)
-        log.info("training goes on after epoch %d", done.epoch)
-        if done.epoch - 1 - done.best >= self.settings.patience:
-            done.epoch = self.settings.epochs
-        return done
-
-    def _learn(self, epoch: int) -> tuple[dict[str, float], int]:
+    def learn(self, epoch: int) -> tuple[dict[str, float], int]:
         """One pass over the training windows: mean losses, and the windows seen."""
         model, settings = self.task.model, self.settings
         means = _Means()
@@ -211,7 +218,7 @@ class _Run:
             raise _non_finite(epoch, number, "a weight", batch)
         return means.values(), means.windows
 
-    def _judge(self, epoch: int) -> dict[str, float]:
+    def judge(self, epoch: int) -> dict[str, float]:
         """Mean losses over the validation windows, with whatever is random drawn alike in every epoch."""
         model = self.task.model
         means = _Means()

@@ -23,11 +23,14 @@ class Instance:
         return encoder_class(self.name)(front=front, **self.options)
 
     def __str__(self) -> str:
-        return "-".join([self.name, *(str(v) for v in self.options.values() if isinstance(v, str))])
+        said = (str(value) if isinstance(value, str) else name for name, value in self.options.items() if value)
+        return "-".join([self.name, *said])
 
 
 ENCODERS: list[Instance] = [
     Instance("dense_ae"),
+    Instance("features"),
+    Instance("features", {"catch22": True, "relation": False}),
 ]
 DETECTORS: list[Detector] = [
     ReconstructionDetector(),

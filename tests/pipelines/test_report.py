@@ -279,6 +279,8 @@ def test_shares_of_each_alert_add_up_to_one_with_the_rest_named_other() -> None:
         lambda: pictures.lead_times([], 3, "test"),
         lambda: pictures.tag_shares([]),
         lambda: pictures.training_curves([], [], None),
+        lambda: pictures.training_parts({}),
+        lambda: pictures.training_parts({"rank": [np.nan]}),
         lambda: pictures.score_over_time(
             AssetSeries("a", np.arange(3), np.full(3, np.nan), as_intervals([]), as_intervals([])), 1.0, "test"
         ),
@@ -296,6 +298,7 @@ def test_nothing_to_draw_is_a_sentence(picture) -> None:  # type: ignore[no-unty
         lambda: pictures.lead_times([60.0], 0, "test"),
         lambda: pictures.lead_times([0.0, 0.0], 1, "test"),
         lambda: pictures.training_curves([0.5], [], None),
+        lambda: pictures.training_parts({"rank": [3.0], "spread": [0.2], "masked_loss": [0.1]}),
         lambda: pictures.training_curves([np.nan, np.inf], [np.nan, 1.0], 1),
         lambda: pictures.tag_shares([("a", [])]),
         lambda: pictures.score_over_time(
