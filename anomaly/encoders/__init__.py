@@ -24,6 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 #: Every encoder by name; the class is imported when it is asked for.
 ENCODERS: dict[str, str] = {
     "dense_ae": "anomaly.encoders.dense_ae:DenseAutoencoder",
+    "conv_ae": "anomaly.encoders.conv_ae:ConvAutoencoder",
+    "lstm_ae": "anomaly.encoders.lstm_ae:LstmAutoencoder",
+    "transformer": "anomaly.encoders.transformer:TransformerEncoder",
     "features": "anomaly.encoders.features:FeaturesEncoder",
 }
 

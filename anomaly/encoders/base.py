@@ -235,6 +235,20 @@ def check_finite(batch: TrainingBatch, epoch: int, number: int, part: str) -> No
     raise InputRefused(Fault("E3304", "finite numbers", found, "look for values of impossible size in the log"))
 
 
+def refuse_short_window(encoder: Encoder, shape: WindowShape, option: str, rows: int) -> None:
+    """Refuse (UsageError E2004) a window with fewer rows than ``option`` of ``encoder`` asks for."""
+    if shape.rows < rows:
+        hint = f"lower {option}, or set --lookback to {rows} or more"
+        raise UsageError(Fault("E2004", f"{option} of {encoder.name}: window.lookback of at least {rows}", shape.rows, hint))
+
+
+def refuse_indivisible(encoder: Encoder, whole: str, part: str) -> None:
+    """Refuse (UsageError E2002) options where ``part`` does not divide ``whole``."""
+    if encoder.options[whole] % encoder.options[part]:
+        expected = f"{part} of {encoder.name}: a divisor of {whole} {encoder.options[whole]}"
+        raise UsageError(Fault("E2002", expected, encoder.options[part]))
+
+
 def check_options(name: str, given: Mapping[str, Any], known: Mapping[str, Option]) -> None:
     """Refuse an option that encoder ``name`` does not have, or a value outside its bounds (UsageError E2002)."""
     for option, value in given.items():

@@ -29,6 +29,10 @@ class Instance:
 
 ENCODERS: list[Instance] = [
     Instance("dense_ae"),
+    Instance("conv_ae", {"width": 8}),
+    Instance("lstm_ae", {"units": 8, "embedding": 8}),
+    Instance("transformer", {"width": 16, "depth": 1, "heads": 2, "embedding": 8}),
+    Instance("transformer", {"width": 16, "depth": 1, "heads": 2, "pooling": "mean", "norm": "post", "attention": "probsparse"}),
     Instance("features"),
     Instance("features", {"catch22": True, "relation": False}),
 ]
