@@ -49,7 +49,7 @@ REFERENCES = ("energy", "row_knn", "chance")
 _TRAIN_SHARE = 0.8
 _MOST_EPOCHS = 5
 _SPEED_WINDOWS, _SPEED_SECONDS = 1024, 0.3
-_PROBED, _EVENTS_APART = 1500, 10
+_PROBED, _EVENTS_APART, _LEAST_BLOCKS, _MOST_BLOCKS = 1500, 10, 10, 40
 _NO_TRAINING = 1e-30
 
 Scores = NDArray[np.float64]
@@ -347,6 +347,10 @@ def _speed(stage: Stage, encoder: Encoder) -> float:
 
 def peak_memory_mb() -> float | None:
     """The largest resident memory that this process ever had, in MB; None where the system does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would give a child the peak of its parent, whose memory it was for a moment
+        peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(peaks[0]) / 1024 if peaks else None
     if sys.platform == "win32":
         return None
     import resource
@@ -363,10 +367,13 @@ def probe_case(case: Case, names: Sequence[str], budget: Budget) -> dict[str, An
         embeddings = {name: _fitted(stage, name)[0].embed(windows).astype(np.float64) for name in names}
     usual = compared_representations(windows, windows.reshape(len(windows), -1))
     given = embeddings | {name: usual[name] for name in ("raw windows", "spectrum components")}
+    purge = -(-budget.lookback // step)
     # Events stay whole where there are enough of them to judge on some and learn from others.
     whole = label.astype(bool) & (len(from_flags(label)) >= _EVENTS_APART)
-    block = time_blocks(np.zeros(len(label), np.int64), whole)
-    folds = grouped_folds(label, block, purge=-(-budget.lookback // step), seed=budget.seed)
+    # Blocks are much longer than the purge around them, or it would leave nothing to learn from.
+    n_blocks = min(max(len(label) // (4 * purge), _LEAST_BLOCKS), _MOST_BLOCKS)
+    block = time_blocks(np.zeros(len(label), np.int64), whole, n_blocks)
+    folds = grouped_folds(label, block, purge=purge, seed=budget.seed)
     table = probe_table(given, label, folds, groups=block, seed=budget.seed)
     own = {"case": case.name, "dataset": case.dataset, "encoder": ",".join(names), "budget": asdict(budget)}
     kept = "events whole" if whole.any() else "an event may lie in two folds"
