@@ -27,6 +27,12 @@ ENCODERS: dict[str, str] = {
     "conv_ae": "anomaly.encoders.conv_ae:ConvAutoencoder",
     "lstm_ae": "anomaly.encoders.lstm_ae:LstmAutoencoder",
     "transformer": "anomaly.encoders.transformer:TransformerEncoder",
+    "masked_ae": "anomaly.encoders.masked_ae:MaskedAutoencoder",
+    "contrastive": "anomaly.encoders.contrastive:ContrastiveEncoder",
+    "moco": "anomaly.encoders.moco:MocoEncoder",
+    "hybrid": "anomaly.encoders.hybrid:HybridEncoder",
+    "tscc": "anomaly.encoders.tscc:TsccEncoder",
+    "pretext": "anomaly.encoders.pretext:PretextEncoder",
     "features": "anomaly.encoders.features:FeaturesEncoder",
 }
 

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
 
 from anomaly.encoders.base import WindowShape
 from anomaly.encoders.categories import window_input
@@ -36,40 +38,55 @@ def build_embedder(
     width: int = 32,
     depth: int | None = None,
     pooling: str | None = None,
+    padded: bool = False,
     **options: Any,
 ) -> keras.Model:
-    """``(B, T, channels)`` → ``(B, embedding)``. ``pooling``: mean, max, or cls (transformer only); by default the
-    transformer's class token, the mean and maximum of a cnn, the maximum of dilated convolutions."""
+    """``(B, T, channels)`` → ``(B, embedding)``.
+
+    ``pooling``: mean, max, or cls (transformer only); by default the transformer's class token, the mean and maximum of
+    a cnn, the maximum of dilated convolutions. ``options``: ``kernel`` (cnn, dilated), ``causal`` (dilated); ``heads``,
+    ``norm`` pre or post, ``attention`` full or probsparse, ``dropout`` (transformer). ``padded`` (transformer): the
+    model takes a second input ``steps (B, T)``, 0 for rows that are padding and must not count (METHODS S23).
+
+    Raises ValueError for an unknown backbone, or a pooling or padding that it does not have.
+    """
+    _check(name, BACKBONES)
+    if name != "transformer" and (pooling == "cls" or padded):
+        raise ValueError(
+            f"{name}: expected no class token and no padding, which only transformer has; choose mean or max"
+        )
     inputs, joined = window_input(shape)
-    if name == "dense":
-        x = keras.layers.Flatten()(joined)
-        for _ in range(depth or DEPTHS["dense"]):
-            x = keras.layers.Dense(2 * width, activation=gelu)(x)
-    else:
-        cls = name == "transformer" and pooling in (None, "cls")
-        x = _tokens(name, joined, width, depth, cls=cls, **options)
-        x = _pooled(x, "first" if cls else pooling or {"cnn": "both", "dilated": "max"}.get(name, "mean"))
+    steps = keras.Input((shape.rows,), name="steps") if padded else None
+    cls = name == "transformer" and pooling in (None, "cls")
+    if name == "transformer":
+        options |= {"cls": cls, "steps": steps}
+    x = _GRAPHS[name](joined, width, depth or DEPTHS[name], **options)
+    if name != "dense":
+        x = _pooled(x, "first" if cls else pooling or {"cnn": "both", "dilated": "max"}[name], steps)
     outputs = keras.layers.Dense(embedding, name="embedding")(x)
-    return keras.Model(inputs, outputs, name=f"{name}_embedder")
+    return keras.Model(inputs if steps is None else [inputs, steps], outputs, name=f"{name}_embedder")
+
+
+def _check(name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"name: expected one of {', '.join(known)}, got {name!r}")
 
 
 def build_tokens(
     name: str, shape: WindowShape, *, width: int = 32, depth: int | None = None, **options: Any
 ) -> keras.Model:
     """``(B, T, channels)`` → ``(B, T, width)``: one context vector per row; not for ``dense``."""
+    _check(name, BACKBONES[1:])
     inputs, joined = window_input(shape)
-    return keras.Model(inputs, _tokens(name, joined, width, depth, cls=False, **options), name=f"{name}_tokens")
+    rows = _GRAPHS[name](joined, width, depth or DEPTHS[name], **options)
+    return keras.Model(inputs, rows, name=f"{name}_tokens")
 
 
-def _tokens(name: str, x: Any, width: int, depth: int | None, *, cls: bool, **options: Any) -> Any:
-    if name not in BACKBONES or name == "dense":
-        raise ValueError(f"name: expected one of {', '.join(BACKBONES[1:])}, got {name!r}")
-    blocks = depth or DEPTHS[name]
-    if name == "cnn":
-        return _cnn(x, width, blocks, **options)
-    if name == "dilated":
-        return _dilated(x, width, blocks, **options)
-    return _transformer(x, width, blocks, cls, **options)
+def _dense(x: Any, width: int, depth: int) -> Any:
+    x = keras.layers.Flatten()(x)
+    for _ in range(depth):
+        x = keras.layers.Dense(2 * width, activation=gelu)(x)
+    return x
 
 
 def _cnn(x: Any, width: int, depth: int, *, kernel: int = 3) -> Any:
@@ -96,21 +113,33 @@ def _transformer(
     x: Any,
     width: int,
     depth: int,
-    cls: bool,
     *,
+    cls: bool = False,
+    steps: Any = None,
     heads: int = 4,
     norm: str = "pre",
     attention: str = "full",
     dropout: float = 0.0,
 ) -> Any:
     x = SinusoidalPositions()(keras.layers.Dense(width)(x))
-    x = ClassToken()(x) if cls else x
+    if cls:
+        x = ClassToken()(x)
+        steps = None if steps is None else ops.pad(steps, ((0, 0), (1, 0)), constant_values=1)
     for _ in range(depth):
-        x = transformer_block(x, heads=heads, norm=norm, attention=attention, dropout=dropout)
+        x = transformer_block(x, heads=heads, norm=norm, attention=attention, dropout=dropout, steps=steps)
     return keras.layers.LayerNormalization(epsilon=1e-5)(x) if norm == "pre" else x
 
 
-def _pooled(x: Any, kind: str) -> Any:
+#: Joined window (B, T, width of the tags), width, depth → (B, T, width), or (B, units) for dense.
+_GRAPHS: dict[str, Callable[..., Any]] = {
+    "dense": _dense,
+    "cnn": _cnn,
+    "dilated": _dilated,
+    "transformer": _transformer,
+}
+
+
+def _pooled(x: Any, kind: str, steps: Any) -> Any:
     if kind == "both":
-        return keras.layers.Concatenate()([PoolOverTime("mean")(x), PoolOverTime("max")(x)])
-    return PoolOverTime(kind)(x)
+        return keras.layers.Concatenate()([_pooled(x, "mean", steps), _pooled(x, "max", steps)])
+    return PoolOverTime(kind)(x) if steps is None else PoolOverTime(kind)(x, steps=steps)

@@ -31,7 +31,7 @@ def sinusoids(rows: int, width: int) -> NDArray[np.float32]:
 
 @keras.saving.register_keras_serializable("anomaly")
 class SinusoidalPositions(keras.layers.Layer):
-    """Adds ``sinusoids`` to ``(B, T, d)``."""
+    """Adds ``sinusoids`` to ``(B, T, d)``, for the T it was built for."""
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.table = sinusoids(int(input_shape[1] or 0), int(input_shape[2] or 0))
@@ -57,7 +57,8 @@ class ClassToken(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("anomaly")
 class PoolOverTime(keras.layers.Layer):
-    """``(B, T, d)`` → ``(B, d)``: ``mean``, ``max`` or the ``first`` row; steps whose mask ``(B, T)`` is 0 are ignored.
+    """``(B, T, d)`` → ``(B, d)``: ``mean``, ``max`` or the ``first`` row; steps whose mask ``(B, T)`` is 0 are ignored
+    (METHODS S23, S40).
 
     A window with no step left gives zeros.
     """
@@ -77,8 +78,8 @@ class PoolOverTime(keras.layers.Layer):
         counts = ops.cast(steps, x.dtype)[..., None]
         some = ops.sum(counts, axis=1)
         if self.kind == "mean":
-            return ops.sum(x * counts, axis=1) / ops.maximum(some, 1.0)
-        largest = ops.max(ops.where(counts > 0, x, ops.cast(-1e30, x.dtype)), axis=1)
+            return ops.sum(ops.where(counts > 0, x, ops.zeros_like(x)), axis=1) / ops.maximum(some, 1.0)
+        largest = ops.max(ops.where(counts > 0, x, ops.cast(-np.inf, x.dtype)), axis=1)
         return ops.where(some > 0, largest, ops.zeros_like(largest))
 
 
@@ -91,24 +92,53 @@ def sparse_count(rows: int, factor: int = SPARSE_FACTOR) -> int:
     return min(rows, factor * max(1, math.ceil(math.log(max(rows, 2)))))
 
 
-def full_attention(query: Any, key: Any, value: Any) -> Any:
-    """Softmax attention of ``(B, H, T, d)``."""
+def full_attention(query: Any, key: Any, value: Any, steps: Any = None) -> Any:
+    """Softmax attention of ``(B, H, T, d)``; keys whose ``steps (B, T)`` is 0 are not looked at."""
     scores = ops.matmul(query, ops.swapaxes(key, -1, -2)) / math.sqrt(query.shape[-1])
+    if steps is not None:
+        scores = ops.where(steps[:, None, None] > 0, scores, _floor(scores))
     return ops.matmul(ops.softmax(scores, axis=-1), value)
 
 
-def sparse_attention(query: Any, key: Any, value: Any, count: int, sample: NDArray[np.int64]) -> Any:
-    """ProbSparse attention (Zhou et al. 2021; METHODS S24): the ``count`` queries that single out some of the sampled
-    keys most get full attention, every other the mean of the values. Equal to full attention where ``count`` is T."""
-    scale = 1 / math.sqrt(query.shape[-1])
-    judged = ops.matmul(query, ops.swapaxes(ops.take(key, sample, axis=2), -1, -2)) * scale
-    sharpness = ops.max(judged, axis=-1) - ops.mean(judged, axis=-1)
-    chosen = ops.top_k(sharpness, count)[1]
-    pick = ops.one_hot(chosen, query.shape[2], dtype=query.dtype)  # (B, H, count, T)
-    attended = full_attention(ops.matmul(pick, query), key, value)
-    mean = ops.mean(value, axis=2, keepdims=True)
+def sparse_attention(query: Any, key: Any, value: Any, count: int, sample: NDArray[np.int64], steps: Any = None) -> Any:
+    """ProbSparse attention (Zhou et al. 2021; METHODS S24) of ``(B, H, T, d)``, steps as in ``full_attention``.
+
+    The ``count`` queries that single out some of the sampled keys most get full attention, every other the mean of the
+    values. Work and memory grow with ``T · count``. Equal to full attention where ``count`` is T.
+    """
+    rows = query.shape[2]
+    if count >= rows:
+        return full_attention(query, key, value, steps)
+    chosen = ops.top_k(_sharpness(query, key, sample, steps), count)[1]
+    pick = ops.one_hot(chosen, rows, dtype=query.dtype)  # (B, H, count, T)
+    attended = full_attention(ops.matmul(pick, query), key, value, steps)
     rest = 1 - ops.sum(pick, axis=2)[..., None]
-    return rest * mean + ops.matmul(ops.swapaxes(pick, -1, -2), attended)
+    return rest * _mean_value(value, steps) + ops.matmul(ops.swapaxes(pick, -1, -2), attended)
+
+
+def _sharpness(query: Any, key: Any, sample: NDArray[np.int64], steps: Any) -> Any:
+    """``(B, H, T)``: how far a query's best sampled key stands above the mean of the sampled ones."""
+    keys = ops.take(key, sample, axis=2)
+    judged = ops.matmul(query, ops.swapaxes(keys, -1, -2)) / math.sqrt(query.shape[-1])
+    if steps is None:
+        return ops.max(judged, axis=-1) - ops.mean(judged, axis=-1)
+    counts = ops.cast(ops.take(steps, sample, axis=1), judged.dtype)[:, None, None]
+    best = ops.max(ops.where(counts > 0, judged, _floor(judged)), axis=-1)
+    mean = ops.sum(judged * counts, axis=-1) / ops.maximum(ops.sum(counts, axis=-1), 1.0)
+    return ops.where(steps[:, None] > 0, best - mean, 2 * _floor(judged))
+
+
+def _mean_value(value: Any, steps: Any) -> Any:
+    """``(B, H, 1, d)``: mean over the steps that count."""
+    if steps is None:
+        return ops.mean(value, axis=2, keepdims=True)
+    counts = ops.cast(steps, value.dtype)[:, None, :, None]
+    return ops.sum(value * counts, axis=2, keepdims=True) / ops.maximum(ops.sum(counts, axis=2, keepdims=True), 1.0)
+
+
+def _floor(like: Any) -> Any:
+    """Below any score, and still finite in half precision when doubled."""
+    return ops.cast(-3e4, like.dtype)
 
 
 @keras.saving.register_keras_serializable("anomaly")
@@ -117,6 +147,8 @@ class SelfAttention(keras.layers.Layer):
 
     def __init__(self, heads: int, kind: str = "full", factor: int = SPARSE_FACTOR, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if kind not in ("full", "probsparse"):
+            raise ValueError(f"kind: expected full or probsparse, got {kind!r}")
         self.heads, self.kind, self.factor = heads, kind, factor
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -131,15 +163,16 @@ class SelfAttention(keras.layers.Layer):
         # Which keys a query is judged by is drawn once: the same window must always get the same answer.
         self.sample = np.sort(np.random.default_rng(rows).permutation(rows)[: self.count])
 
-    def call(self, x: Any) -> Any:
-        """Attend."""
+    def call(self, x: Any, steps: Any = None) -> Any:
+        """Attend; ``steps (B, T)`` 1 where a step may be looked at."""
         rows, width = x.shape[1], x.shape[2]
+        steps = None if steps is None else ops.cast(steps, x.dtype)
         split = ops.reshape(self.mixed(x), (-1, rows, 3, self.heads, width // self.heads))
         query, key, value = (ops.transpose(split[:, :, i], (0, 2, 1, 3)) for i in range(3))
         if self.kind == "full":
-            out = full_attention(query, key, value)
+            out = full_attention(query, key, value, steps)
         else:
-            out = sparse_attention(query, key, value, self.count, self.sample)
+            out = sparse_attention(query, key, value, self.count, self.sample, steps)
         return self.projected(ops.reshape(ops.transpose(out, (0, 2, 1, 3)), (-1, rows, width)))
 
 
@@ -148,13 +181,21 @@ def gelu(x: Any) -> Any:
     return ops.gelu(x, approximate=True)
 
 
-def transformer_block(x: Any, *, heads: int, norm: str = "pre", attention: str = "full", dropout: float = 0.0) -> Any:
+def transformer_block(
+    x: Any, *, heads: int, norm: str = "pre", attention: str = "full", dropout: float = 0.0, steps: Any = None
+) -> Any:
     """Attention and a feed-forward layer of four times the width, each with a shortcut; layer norm before them
-    (``pre``) or after (``post``). ``(B, T, d)`` → ``(B, T, d)``."""
+    (``pre``) or after (``post``). ``(B, T, d)`` → ``(B, T, d)``; ``steps (B, T)`` 1 where a row may be looked at.
+
+    Raises ValueError for another norm or attention, or heads that do not divide d.
+    """
+    if norm not in ("pre", "post"):
+        raise ValueError(f"norm: expected pre or post, got {norm!r}")
     width = x.shape[2]
 
     def attend(inner: Any) -> Any:
-        return SelfAttention(heads, attention)(inner)
+        layer = SelfAttention(heads, attention)
+        return layer(inner) if steps is None else layer(inner, steps=steps)
 
     def feed(inner: Any) -> Any:
         wide = keras.layers.Dense(4 * width, activation=gelu)(inner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,7 +44,8 @@ class Task:
     ``model`` is compiled by ``train``. ``loss``: ``(targets, outputs) → scalar or (B,)`` in keras.ops, or one per
     output name. ``prepare``: windows ``(B, T, channels)`` and a generator → the model's inputs and targets.
     ``smallest_batch``: what is smaller is left out (a contrast needs two). ``after_batch`` runs after each step.
-    ``state`` and ``restore``: arrays that a checkpoint keeps beside model and optimizer.
+    ``state`` and ``restore``: arrays that a checkpoint keeps beside model and optimizer. ``ahead`` is false where what a
+    batch is prepared into depends on the steps before it.
     """
 
     model: keras.Model
@@ -55,6 +56,7 @@ class Task:
     after_batch: Callable[[], None] | None = None
     state: Callable[[], Arrays] | None = None
     restore: Callable[[Arrays], None] | None = None
+    ahead: bool = True
 
     @classmethod
     def autoencoder(cls, model: keras.Model, tags: int) -> Task:
@@ -200,7 +202,8 @@ class Training:
         model, settings = self.task.model, self.settings
         means = _Means()
         total = self.steps * settings.epochs
-        with closing(prefetched(self._prepared(epoch, (settings.seed, epoch)))) as batches:
+        made = self._prepared(epoch, (settings.seed, epoch))
+        with closing(prefetched(made) if self.task.ahead else made) as batches:
             for number, (batch, inputs, targets) in enumerate(batches):
                 if settings.schedule != "constant" or settings.warmup:
                     step = epoch * self.steps + number
@@ -232,7 +235,7 @@ class Training:
 
     def _prepared(
         self, epoch: int, seed: tuple[int, ...], validation: bool = False
-    ) -> Iterator[tuple[TrainingBatch, Any, Any]]:
+    ) -> Generator[tuple[TrainingBatch, Any, Any], None, None]:
         rng = np.random.default_rng(seed)
         stream = self.data.validation if validation else self.data.train
         for batch in stream(epoch):

@@ -32,7 +32,9 @@ class TransformerEncoder(NeuralEncoder):
         "heads": Option(4, "heads of each attention; divides the width", least=1),
         "pooling": Option("cls", "what stands for the window", choices=("cls", "mean", "max")),
         "norm": Option("pre", "layer norm before or after attention", choices=("pre", "post")),
-        "attention": Option("full", "all queries, or the few that matter (long windows)", choices=("full", "probsparse")),
+        "attention": Option(
+            "full", "all queries, or the few that matter (long windows)", choices=("full", "probsparse")
+        ),
         "dropout": Option(0.0, "share of values left out while training", least=0, most=0.9),
     }
 

@@ -23,16 +23,28 @@ class Instance:
         return encoder_class(self.name)(front=front, **self.options)
 
     def __str__(self) -> str:
-        said = (str(value) if isinstance(value, str) else name for name, value in self.options.items() if value)
-        return "-".join([self.name, *said])
+        said = (str(value) for value in self.options.values() if isinstance(value, str))
+        return "-".join([self.name, *said, *(name for name, value in self.options.items() if value is True)])
 
+
+_SMALL = {"embedding": 8, "width": 8, "depth": 1}
+_VIEWS = _SMALL | {"head": 8}
 
 ENCODERS: list[Instance] = [
     Instance("dense_ae"),
     Instance("conv_ae", {"width": 8}),
     Instance("lstm_ae", {"units": 8, "embedding": 8}),
-    Instance("transformer", {"width": 16, "depth": 1, "heads": 2, "embedding": 8}),
-    Instance("transformer", {"width": 16, "depth": 1, "heads": 2, "pooling": "mean", "norm": "post", "attention": "probsparse"}),
+    Instance("transformer", _SMALL | {"heads": 2}),
+    Instance("transformer", _SMALL | {"heads": 2, "pooling": "mean", "norm": "post", "attention": "probsparse"}),
+    Instance("masked_ae", _SMALL),
+    Instance("masked_ae", _SMALL | {"backbone": "dilated", "fill": "mean"}),
+    Instance("contrastive", _VIEWS),
+    Instance("contrastive", _VIEWS | {"backbone": "transformer"}),
+    Instance("moco", _VIEWS | {"queue": 64, "backbone": "dense"}),
+    Instance("hybrid", _VIEWS),
+    Instance("tscc", {"width": 8, "depth": 2, "clusters": 3}),
+    Instance("pretext", _SMALL),
+    Instance("pretext", _SMALL | {"task": "masking"}),
     Instance("features"),
     Instance("features", {"catch22": True, "relation": False}),
 ]
