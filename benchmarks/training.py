@@ -285,7 +285,8 @@ def main() -> None:
         windows = asked.windows // 20 if name == "transformer" else asked.windows
         settings = TrainingSettings(epochs=1, batch_size=asked.batch_size)
         with tempfile.TemporaryDirectory() as folder:
-            with WindowStore.open(write_store(Path(folder) / "store.h5", windows), verify=False) as store:
+            path = write_store(Path(folder) / "store.h5", windows)
+            with WindowStore.open(path, verify=False) as store:
                 got = feeds(name, prepared(store, settings), settings, asked.rounds)
         floor, spent = 3 * got["operations"] / rate * 1e6, 1e6 / got["store"]
         print(f"| {name} | {windows} | {got['store']:.0f} | {got['array']:.0f} | {got['fit']:.0f} "

@@ -115,7 +115,7 @@ def view(rng: np.random.Generator, windows: Windows, tags: int, strengths: Mappi
     the nearest row.
     """
     values, codes = windows[..., :tags], windows[..., tags:]
-    rows = np.broadcast_to(np.arange(windows.shape[1], dtype=np.float64), windows.shape[:2])
+    rows: NDArray[np.floating] = np.broadcast_to(np.arange(windows.shape[1], dtype=np.float64), windows.shape[:2])
     for name, augment in AUGMENTATIONS.items():
         strength = strengths.get(name, 0.0)
         if not strength or (name in _IN_TIME and windows.shape[1] < 2):

@@ -239,7 +239,9 @@ def refuse_short_window(encoder: Encoder, shape: WindowShape, option: str, rows:
     """Refuse (UsageError E2004) a window with fewer rows than ``option`` of ``encoder`` asks for."""
     if shape.rows < rows:
         hint = f"lower {option}, or set --lookback to {rows} or more"
-        raise UsageError(Fault("E2004", f"{option} of {encoder.name}: window.lookback of at least {rows}", shape.rows, hint))
+        raise UsageError(
+            Fault("E2004", f"{option} of {encoder.name}: window.lookback of at least {rows}", shape.rows, hint)
+        )
 
 
 def refuse_indivisible(encoder: Encoder, whole: str, part: str) -> None:

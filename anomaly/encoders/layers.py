@@ -107,8 +107,6 @@ def sparse_attention(query: Any, key: Any, value: Any, count: int, sample: NDArr
     values. Work and memory grow with ``T · count``. Equal to full attention where ``count`` is T.
     """
     rows = query.shape[2]
-    if count >= rows:
-        return full_attention(query, key, value, steps)
     chosen = ops.top_k(_sharpness(query, key, sample, steps), count)[1]
     pick = ops.one_hot(chosen, rows, dtype=query.dtype)  # (B, H, count, T)
     attended = full_attention(ops.matmul(pick, query), key, value, steps)
@@ -169,7 +167,8 @@ class SelfAttention(keras.layers.Layer):
         steps = None if steps is None else ops.cast(steps, x.dtype)
         split = ops.reshape(self.mixed(x), (-1, rows, 3, self.heads, width // self.heads))
         query, key, value = (ops.transpose(split[:, :, i], (0, 2, 1, 3)) for i in range(3))
-        if self.kind == "full":
+        # Where every query would be chosen, choosing costs more than it saves.
+        if self.kind == "full" or self.count == rows:
             out = full_attention(query, key, value, steps)
         else:
             out = sparse_attention(query, key, value, self.count, self.sample, steps)

@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-#: Largest 1/temperature at which exp(similarity − 1)/temperature stays inside float32 for every similarity.
+#: Largest 1/temperature at which exp(similarity/temperature), and the sum of millions of them, stay inside float32.
 _STEEPEST = 40.0
 
 
@@ -41,45 +41,47 @@ def nt_xent(temperature: float) -> Callable[[Any, Any], Any]:
 
 
 def _contrast(scale: float) -> Callable[[Any], Any]:
-    """NT-Xent of unit rows ``(2B, p)`` with a gradient of its own.
+    """NT-Xent of unit rows ``(2B, p)``, ``scale`` one over the temperature, with a gradient of its own.
 
-    All that is big is the matrix of weights: it is made in one pass and used again by the gradient, where automatic
-    differentiation would walk over eight matrices of that size. With the shift 1/temperature it is symmetric, so that one
-    product serves both of its sides.
+    All that is big is the exponentials of the similarities. They are made once and used again by the gradient, where
+    automatic differentiation would walk over eight matrices of that size; and as they are symmetric, the block of first
+    with second views serves second with first too: three blocks (B, B) in place of four.
     """
-    steep = scale > _STEEPEST
+    if scale > _STEEPEST:
+        return lambda z: pair_contrast((math.sqrt(scale) * z)[None])
 
     @ops.custom_gradient
     def contrast(z: Any) -> Any:
-        rows = ops.shape(z)[0]
-        scaled = z * math.sqrt(scale)
-        similar = ops.matmul(scaled, ops.transpose(scaled))
-        at = ops.arange(rows)
+        half = ops.shape(z)[0] // 2
+        first, second = z[:half], z[half:]
+        at = ops.arange(half)
         itself = at[:, None] == at[None, :]
-        if steep:
-            similar = ops.where(itself, -1e30, similar)
-            shift = ops.max(similar, axis=1, keepdims=True)
-        else:
-            shift = scale
-        weights = ops.where(itself, 0.0, ops.exp(similar - shift))
-        total = ops.sum(weights, axis=1, keepdims=True)
-        partner = ops.roll(z, rows // 2, axis=0)
-        attraction = scale * ops.sum(z * partner, axis=1, keepdims=True)
-        value = ops.mean(ops.log(total) + shift - attraction)
+        among_first, among_second = (ops.where(itself, 0.0, _exponentials(v, v, scale)) for v in (first, second))
+        across = _exponentials(first, second, scale)
+        of_first = ops.sum(among_first, axis=1) + ops.sum(across, axis=1)
+        of_second = ops.sum(among_second, axis=1) + ops.sum(across, axis=0)
+        apart = ops.mean(ops.log(of_first) + ops.log(of_second)) / 2
+        value = apart - scale * ops.mean(ops.sum(first * second, axis=1))
 
         def gradient(*arguments: Any, upstream: Any = None) -> Any:
             above = arguments[0] if upstream is None else upstream
-            share = z / total
-            if steep:
-                pull = ops.matmul(weights, z) / total + ops.matmul(ops.transpose(weights), share)
-            else:
-                both = ops.matmul(weights, ops.concatenate([z, share], axis=1))
-                pull = both[:, : z.shape[1]] / total + both[:, z.shape[1] :]
-            return above * (scale / ops.cast(rows, "float32")) * (pull - 2.0 * partner)
+            by_first, by_second = 1 / of_first, 1 / of_second
+            pair = across * (by_first[:, None] + by_second)
+            to_first = ops.matmul(among_first * (by_first[:, None] + by_first), first) + ops.matmul(pair, second)
+            to_second = ops.matmul(among_second * (by_second[:, None] + by_second), second)
+            to_second = to_second + ops.matmul(ops.transpose(pair), first)
+            pull = ops.concatenate([to_first - 2 * second, to_second - 2 * first], axis=0)
+            return above * (scale / (2 * ops.cast(half, "float32"))) * pull
 
         return value, gradient
 
     return contrast
+
+
+def _exponentials(rows: Any, others: Any, scale: float) -> Any:
+    """exp of ``scale`` times the dot products ``(B, B)`` of unit rows."""
+    side = math.sqrt(scale)
+    return ops.exp(ops.matmul(side * rows, ops.transpose(side * others)))
 
 
 def info_nce(targets: Any, logits: Any) -> Any:
@@ -108,7 +110,7 @@ def scale_count(rows: int) -> int:
     >>> [scale_count(t) for t in (1, 4, 7, 16)]
     [1, 3, 3, 5]
     """
-    return int(math.floor(math.log2(rows))) + 1
+    return math.floor(math.log2(rows)) + 1
 
 
 def hierarchical_contrast(first: Any, second: Any, temporal: float = 0.5) -> Any:
