@@ -4,15 +4,14 @@
 
 One forward pass of ``SelfAttention`` (4 heads, 64 wide) on windows of T rows, both kinds in turn, fastest of the rounds.
 Backends hide what they allocate, so memory is counted from the shapes of the layer's own graph: the largest of its
-intermediate arrays, in floats per window. ``--resident`` measures it as well, as the rise of the peak resident memory of
-a fresh process. The last lines give the growth exponents p of T^p: 2 for full attention, towards 1 for T log T.
+intermediate arrays, in floats per window. ``--resident`` (Linux) measures it as well, as the rise of the peak resident
+memory of a fresh process. The last lines give the growth exponents p of T^p: 2 for full attention, towards 1 for T log T.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -62,10 +61,14 @@ def attention_cost(lengths: Sequence[int], rounds: int = 15) -> list[Cost]:
 
 def largest_intermediate(kind: str, rows: int) -> int:
     """Floats of the largest array between the projections of a window and the attention's answer, read off the graph."""
-    parts = [keras.Input((HEADS, rows, WIDTH // HEADS)) for _ in range(3)]
-    count = sparse_count(rows)
-    out = full_attention(*parts) if kind == "full" else sparse_attention(*parts, count, np.arange(count))
-    made = [tensor for operation in keras.Model(parts, out).operations for tensor in _outputs(operation)]
+    query, key, value = (keras.Input((HEADS, rows, WIDTH // HEADS)) for _ in range(3))
+    if kind == "full":
+        out = full_attention(query, key, value)
+    else:
+        count = sparse_count(rows)
+        out = sparse_attention(query, key, value, count, np.arange(count))
+    graph = keras.Model([query, key, value], out)
+    made = [tensor for operation in graph.operations for tensor in _outputs(operation)]
     return max(math.prod(int(n) for n in tensor.shape[1:]) for tensor in made)
 
 
@@ -91,9 +94,16 @@ def resident_rise(kind: str, rows: int) -> int:
 def _measure_here(kind: str, rows: int) -> int:
     _model(kind, 8).predict_on_batch(np.zeros((WINDOWS, 8, WIDTH), np.float32))
     model, windows = _model(kind, rows), np.ones((WINDOWS, rows, WIDTH), np.float32)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_resident()
     model.predict_on_batch(windows)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return _peak_resident() - before
+
+
+def _peak_resident() -> int:
+    """Bytes this program held at its peak. Not ``ru_maxrss``: a child starts with its parent's there (Linux), and a
+    parent that was larger hides every rise."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _model(kind: str, rows: int) -> keras.Model:

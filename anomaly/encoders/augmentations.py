@@ -65,10 +65,10 @@ def crop_and_resize(rng: np.random.Generator, windows: Windows, strength: float)
 
 def crop_rows(rng: np.random.Generator, windows: Windows, strength: float) -> NDArray[np.float64]:
     """Where a crop reads its rows ``(B, T)``, as numbers between 0 and T − 1."""
-    last = windows.shape[1] - 1
-    length = (1 - strength * rng.random(len(windows))) * last
-    first = rng.random(len(windows)) * (last - length)
-    return first[:, None] + length[:, None] * np.linspace(0, 1, windows.shape[1])
+    rows = np.arange(windows.shape[1])
+    kept = 1 - strength * rng.random(len(windows))
+    first = rng.random(len(windows)) * (1 - kept) * rows[-1]
+    return first[:, None] + kept[:, None] * rows
 
 
 def at_rows(windows: Windows, rows: NDArray[np.floating]) -> Windows:
@@ -91,7 +91,7 @@ def _paced(pace: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rows ``(B, T)`` reached at a pace ``(B, T)``, from 0 to T − 1."""
     way = np.cumsum(pace[:, :-1] + pace[:, 1:], axis=1, dtype=np.float64)
     way = np.concatenate((np.zeros((len(pace), 1)), way), axis=1)
-    return way / np.maximum(way[:, -1:], 1e-12) * (pace.shape[1] - 1)
+    return way * ((pace.shape[1] - 1) / np.maximum(way[:, -1:], 1e-12))
 
 
 #: Every augmentation by its option's name, in the order in which a view applies them.
@@ -114,7 +114,8 @@ def view(rng: np.random.Generator, windows: Windows, tags: int, strengths: Mappi
     Category codes, the channels behind the tags, are never changed in value; where rows move in time they are read at
     the nearest row.
     """
-    values, codes = windows[..., :tags], windows[..., tags:]
+    untouched, codes = windows[..., :tags], windows[..., tags:]
+    values = untouched
     rows: NDArray[np.floating] = np.broadcast_to(np.arange(windows.shape[1], dtype=np.float64), windows.shape[:2])
     for name, augment in AUGMENTATIONS.items():
         strength = strengths.get(name, 0.0)
@@ -125,7 +126,7 @@ def view(rng: np.random.Generator, windows: Windows, tags: int, strengths: Mappi
         else:
             values = augment(rng, values, strength)
     if not codes.shape[-1]:
-        return values if values is not windows else windows.copy()
+        return values.copy() if values is untouched else values
     nearest = np.clip(np.rint(rows), 0, windows.shape[1] - 1).astype(np.int64)
     return np.concatenate((values, np.take_along_axis(codes, nearest[..., None], axis=1)), axis=2)
 

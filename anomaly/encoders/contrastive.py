@@ -20,9 +20,12 @@ from anomaly.encoders.layers import gelu
 from anomaly.encoders.losses import nt_xent
 from anomaly.encoders.neural import Networks, NeuralEncoder
 from anomaly.encoders.training import Task
+from anomaly.errors import Fault, UsageError
 
 Windows = NDArray[np.float32]
 
+#: Heads of attention where the backbone is a transformer.
+HEADS = 4
 #: Options of every encoder that learns from views.
 VIEW_OPTIONS: dict[str, Option] = {
     "backbone": Option("cnn", "what reads the window", choices=BACKBONES),
@@ -63,10 +66,13 @@ class ContrastiveEncoder(NeuralEncoder):
 
 
 def embedder_of(options: Mapping[str, Any], shape: WindowShape) -> keras.Model:
-    """The backbone that the options name."""
-    return build_embedder(
-        options["backbone"], shape, embedding=options["embedding"], width=options["width"], depth=options["depth"]
-    )
+    """The backbone that the options name; refuses (UsageError E2002) a width that attention's heads do not divide."""
+    if options["backbone"] == "transformer" and options["width"] % HEADS:
+        expected = f"width: a multiple of {HEADS}, the heads of the backbone transformer"
+        raise UsageError(Fault("E2002", expected, options["width"]))
+    own = {"heads": HEADS} if options["backbone"] == "transformer" else {}
+    sizes = {name: options[name] for name in ("embedding", "width", "depth")}
+    return build_embedder(options["backbone"], shape, **sizes, **own)
 
 
 def projected(embedding: Any, options: Mapping[str, Any]) -> Any:

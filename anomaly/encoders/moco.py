@@ -97,7 +97,7 @@ class _Contrast:
         self.strengths, self.momentum = strengths_of(options), float(options["momentum"])
         self.queue = KeyQueue(int(options["queue"]), int(options["head"]), seed)
         self._new = self.queue.keys[:0]
-        self._begun = False
+        self._begun, self._largest = False, 1
         keys = keras.Input((self.queue.keys.shape[1],), name="keys")
         queue = keras.Input(batch_shape=self.queue.keys.shape, name="queue")
         logits = KeyLogits(float(options["temperature"]))(query.output, keys, queue)
@@ -134,7 +134,8 @@ class _Contrast:
 
     def _keys(self, views: Windows) -> NDArray[np.float32]:
         """The key encoder's projections at length one."""
-        made = outputs(self.key, views).astype(np.float64)
+        self._largest = max(self._largest, len(views))
+        made = outputs(self.key, views, size=self._largest).astype(np.float64)
         length = np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-6)
         return (made / length).astype(np.float32)
 

@@ -57,6 +57,10 @@ class NeuralEncoder(Encoder):
         self, data: TrainingData, training: TrainingSettings, workdir: Path, progress: EpochReport | None
     ) -> TrainingHistory:
         networks = self._made(data.shape, training.seed)
+        # A checkpoint of other options would fit these layers and have been trained for something else.
+        data = replace(
+            data, fingerprint=repr((data.fingerprint, self.name, self.front.name, sorted(self.options.items())))
+        )
         history = train(networks.task, networks.embedder, data, training, workdir, progress)
         further = self.refine(networks, data, training, workdir)
         return replace(history, parts=history.parts | further)

@@ -42,7 +42,7 @@ ENCODERS: list[Instance] = [
     Instance("contrastive", _VIEWS | {"backbone": "transformer"}),
     Instance("moco", _VIEWS | {"queue": 64, "backbone": "dense"}),
     Instance("hybrid", _VIEWS),
-    Instance("tscc", {"width": 8, "depth": 2, "clusters": 3}),
+    Instance("tscc", {"width": 8, "depth": 2, "clusters": 3, "rounds": 2}),
     Instance("pretext", _SMALL),
     Instance("pretext", _SMALL | {"task": "masking"}),
     Instance("features"),

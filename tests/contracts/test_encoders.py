@@ -224,7 +224,7 @@ def test_the_same_promises_hold_on_jax(tmp_path: Path):
         pytest.skip("this is that process")
     env = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     env.pop("PYTEST_XDIST_WORKER", None)
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-cov", "-x", "--basetemp", str(tmp_path / "jax")]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "0", "--no-cov", "-x", "--basetemp", str(tmp_path / "jax")]
     chosen = "embeds_one or reconstructed or same_seed or lowers_the_loss or a_state_gives and not fresh or joins"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(Path(__file__)), *options, "-k", chosen],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks is no installed package
 
 from anomaly.encoders.layers import (
     ClassToken,
@@ -23,6 +27,7 @@ from anomaly.encoders.layers import (
     sparse_count,
     transformer_block,
 )
+from benchmarks.attention import attention_cost, growth, largest_intermediate
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -210,3 +215,20 @@ def test_s22_the_norm_stands_before_or_after_the_shortcut(norm):
         np.testing.assert_allclose(rows.std(axis=-1), 1, atol=1e-2)
     else:
         assert np.corrcoef(rows.ravel(), x.ravel())[0, 1] > 0.9 and abs(rows.mean() - 5) < 1
+
+
+def test_s24_memory_grows_near_t_log_t():
+    """The largest array of the graph: T² floats a head, against T times 5 ln T, rounded up to whole queries."""
+    for rows in (64, 256, 512, 1024, 2048):
+        assert largest_intermediate("full", rows) == 4 * rows**2
+        assert largest_intermediate("probsparse", rows) == 4 * rows * sparse_count(rows)
+        assert 5 * math.log(rows) <= sparse_count(rows) < 5 * (math.log(rows) + 1)
+
+
+@pytest.mark.slow
+def test_s24_time_grows_near_t_log_t():
+    """Between 256 and 2048 rows full attention's time grows near T², the other's near T; a busy machine slows both."""
+    costs = attention_cost((256, 512, 1024, 2048), rounds=6)
+    full, sparse = (growth(costs, kind, "seconds") for kind in ("full", "probsparse"))
+    assert sparse < full - 0.4 and sparse < 1.6
+    assert costs[-1].seconds < 0.5 * costs[-2].seconds

@@ -41,7 +41,7 @@ def gradient(loss, z: np.ndarray) -> np.ndarray:
     return z - model.get_layer("z").get_weights()[0]
 
 
-@pytest.mark.parametrize("temperature", [0.05, 0.07, 0.1, 0.2, 1.0])
+@pytest.mark.parametrize("temperature", [0.024, 0.026, 0.05, 0.07, 0.1, 0.2, 1.0])
 def test_s27_equals_the_loop(temperature):
     assert value(nt_xent(temperature), Z) == pytest.approx(by_loop(Z, temperature), rel=1e-5)
 
@@ -87,6 +87,15 @@ def test_s27_is_stable_at_a_hundredth_in_half_precision(sizes):
     assert np.isfinite(found)
     assert found == pytest.approx(_stable_loop(half.astype(np.float64), 0.01), rel=1e-2)
     assert np.isfinite(gradient(nt_xent(0.01), (Z * sizes).astype(np.float32))).all()
+
+
+def test_s27_opposite_views_stay_exact_where_every_exponential_is_small():
+    """Pairs that point away from each other: the loss is 2/τ and more, at the edge of what the fast form serves."""
+    z = np.concatenate((Z[:6], -Z[:6]))
+    for temperature in (0.026, 0.024):
+        expected = _stable_loop(z.astype(np.float64), temperature)
+        assert value(nt_xent(temperature), z) == pytest.approx(expected, rel=1e-5)
+        assert np.isfinite(gradient(nt_xent(temperature), z)).all()
 
 
 def test_s27_a_pair_alone_and_a_temperature_of_zero_are_refused():

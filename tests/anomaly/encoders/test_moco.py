@@ -67,6 +67,27 @@ def test_s28_a_checkpoint_keeps_queue_and_key_encoder():
         np.testing.assert_array_equal(a, b)
 
 
+def test_s28_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    windows = tones(96, 0, rows=8)[0]
+
+    def stop(epoch: int, losses: dict[str, float]) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    def fitted(workdir: str, progress=None) -> MocoEncoder:
+        encoder = MocoEncoder(**SMALL, queue=64)
+        encoder.fit(data_of(windows), training=brief(), workdir=tmp_path / workdir, progress=progress)
+        return encoder
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted("killed", stop)
+    again, whole = fitted("killed"), fitted("whole")
+    np.testing.assert_allclose(again.embed(windows), whole.embed(windows), atol=1e-5)
+    went_on, ran_through = (encoder._ready().task.after_batch.__self__.queue for encoder in (again, whole))
+    assert went_on.at == ran_through.at
+    np.testing.assert_allclose(went_on.keys, ran_through.keys, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_s28_small_batches_with_a_queue_match_a_large_batch_on_a_probe(tmp_path):
     windows, held_back = tones(1500, 0)[0], tones(200, 1)[0]
@@ -76,10 +97,10 @@ def test_s28_small_batches_with_a_queue_match_a_large_batch_on_a_probe(tmp_path)
     def probed(encoder, batch_size: int, workdir: str) -> float:
         encoder.fit(
             data_of(windows, held_back, batch_size=batch_size),
-            training=brief(epochs=10, batch_size=batch_size, patience=10), workdir=tmp_path / workdir,
+            training=brief(epochs=8, batch_size=batch_size, patience=8), workdir=tmp_path / workdir,
         )  # fmt: skip
         return linear_probe(encoder.embed(train), labels, encoder.embed(test), answers)
 
     large = probed(ContrastiveEncoder(**options), 256, "large")
-    queued = probed(MocoEncoder(**options, queue=512, momentum=0.9), 16, "queued")
+    queued = probed(MocoEncoder(**options, queue=512), 16, "queued")
     assert queued > large - 0.05

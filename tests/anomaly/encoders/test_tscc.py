@@ -77,6 +77,7 @@ def small(tmp_path_factory):
     return encoder, history
 
 
+@pytest.mark.slow
 def test_s42_the_second_stage_is_not_less_accurate_than_its_start(planted):
     encoder, _ = planted
     start = kmeans_accuracy(encoder.start, KIND)
@@ -86,6 +87,7 @@ def test_s42_the_second_stage_is_not_less_accurate_than_its_start(planted):
     assert end > kmeans_accuracy(WINDOWS, KIND) + 0.2
 
 
+@pytest.mark.slow
 def test_s42_memberships_sum_to_one_and_grow_sharper(planted):
     encoder, history = planted
     q = encoder.memberships(WINDOWS)
@@ -97,6 +99,7 @@ def test_s42_memberships_sum_to_one_and_grow_sharper(planted):
     assert history.parts["clustering_loss"][-1] > 0
 
 
+@pytest.mark.slow
 def test_s42_rounds_end_when_fewer_than_delta_of_labels_move(planted):
     encoder, history = planted
     moved, delta = history.parts["clustering_moved"], encoder.options["delta"]
