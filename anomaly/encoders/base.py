@@ -149,7 +149,7 @@ class Encoder(ABC):
 
     def embed(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Windows ``(B, T, channels)`` → embeddings ``(B, d)``; raises ValueError for windows of another shape."""
-        return self._embed(self._through_front(self._checked(block)))
+        return self._embed(self.through_front(self._checked(block)))
 
     def reconstruct(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Windows ``(B, T, channels)`` → what their tags should have been, ``(B, T, tags)``, where ``can_reconstruct``."""
@@ -159,7 +159,7 @@ class Encoder(ABC):
             )
         values = self._checked(block)
         tags = self._fitted_shape().tags
-        return self.front.undo(self._reconstruct(self._through_front(values)), values[..., :tags])
+        return self.front.undo(self._reconstruct(self.through_front(values)), values[..., :tags])
 
     @abstractmethod
     def _fit(
@@ -202,7 +202,8 @@ class Encoder(ABC):
             raise ValueError(f"block: expected windows (B, {shape.rows}, {shape.channels}), got {block.shape}")
         return block
 
-    def _through_front(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+    def through_front(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Windows as the encoder itself sees them: tags locally normalised, category codes as they are."""
         tags = self._fitted_shape().tags
         values = self.front.apply(block[..., :tags])
         return np.concatenate((values, block[..., tags:]), axis=-1) if block.shape[-1] > tags else values
@@ -214,7 +215,7 @@ class Encoder(ABC):
             def one_pass(epoch: int) -> Iterator[TrainingBatch]:
                 for number, batch in enumerate(batches(epoch)):
                     check_finite(batch, epoch, number, part)
-                    yield replace(batch, windows=self._through_front(batch.windows))
+                    yield replace(batch, windows=self.through_front(batch.windows))
 
             return one_pass
 

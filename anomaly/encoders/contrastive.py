@@ -70,8 +70,8 @@ def embedder_of(options: Mapping[str, Any], shape: WindowShape) -> keras.Model:
     if options["backbone"] == "transformer" and options["width"] % HEADS:
         expected = f"width: a multiple of {HEADS}, the heads of the backbone transformer"
         raise UsageError(Fault("E2002", expected, options["width"]))
-    own = {"heads": HEADS} if options["backbone"] == "transformer" else {}
-    sizes = {name: options[name] for name in ("embedding", "width", "depth")}
+    own: dict[str, Any] = {"heads": HEADS} if options["backbone"] == "transformer" else {}
+    sizes: dict[str, Any] = {name: options[name] for name in ("embedding", "width", "depth")}
     return build_embedder(options["backbone"], shape, **sizes, **own)
 
 

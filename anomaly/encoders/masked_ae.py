@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.encoders.backbones import build_embedder
 from anomaly.encoders.base import Option, WindowShape
+from anomaly.encoders.contrastive import embedder_of
 from anomaly.encoders.layers import gelu
 from anomaly.encoders.masking import FILLS, TokenFill, filled, masked_mse, masked_target, row_mask
 from anomaly.encoders.neural import Networks, NeuralEncoder
@@ -24,11 +24,15 @@ Windows = NDArray[np.float32]
 
 
 class MaskedAutoencoder(NeuralEncoder):
-    """A backbone that guesses hidden rows. The default is convolutional: it learns as well as the transformer on windows
-    of a few dozen rows, in a fraction of the time."""
+    """A backbone that guesses hidden rows.
+
+    The default is convolutional: on 32 rows of planted tones a linear probe on it is as right as on the transformer, in
+    a quarter of the time on a CPU. The transformer draws hidden rows more exactly: half the squared error.
+    """
 
     name: ClassVar[str] = "masked_ae"
     summary: ClassVar[str] = "masked autoencoder: hidden rows are drawn from the embedding of the others (S25)"
+    shortest: ClassVar[int] = 2  # one row to hide, one to show
     option_list: ClassVar[Mapping[str, Option]] = {
         "mask_share": Option(0.75, "share of rows that are hidden while training", least=0.05, most=0.95),
         "fill": Option("token", "what stands in their place: a trained row, the window's mean, or zero", choices=FILLS),
@@ -40,12 +44,8 @@ class MaskedAutoencoder(NeuralEncoder):
 
     def networks(self, shape: WindowShape, seed: int) -> Networks:
         """Embedder on whole windows; the task puts a mask before it and a decoder behind it."""
-        own = self.options
-        embedder = build_embedder(
-            own["backbone"], shape, embedding=own["embedding"], width=own["width"], depth=own["depth"]
-        )
-        task = masked_task(embedder, shape, own["mask_share"], own["fill"])
-        return Networks(embedder, task)
+        embedder = embedder_of(self.options, shape)
+        return Networks(embedder, masked_task(embedder, shape, self.options["mask_share"], self.options["fill"]))
 
 
 def masked_task(embedder: keras.Model, shape: WindowShape, share: float, fill: str) -> Task:

@@ -99,6 +99,11 @@ class NeuralEncoder(Encoder):
         set_weight_arrays(encoder._made(encoder._inner_shape(), seed=0).kept, arrays)
         return encoder
 
+    @property
+    def embedder(self) -> keras.Model:
+        """The graph behind ``embed``: windows that went through the front in, ``(B, d)`` out."""
+        return self._ready().embedder
+
     def _ready(self) -> Networks:
         self._fitted_shape()
         if self._networks is None:

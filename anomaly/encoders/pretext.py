@@ -13,8 +13,9 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from anomaly.encoders.backbones import BACKBONES, build_embedder
+from anomaly.encoders.backbones import BACKBONES
 from anomaly.encoders.base import Option, WindowShape
+from anomaly.encoders.contrastive import embedder_of
 from anomaly.encoders.masked_ae import masked_task
 from anomaly.encoders.neural import Networks, NeuralEncoder
 from anomaly.encoders.training import Task
@@ -58,6 +59,22 @@ TRANSFORMS: tuple[Transform, ...] = (unchanged, reversed_in_time, negated, halve
 ORDERS: tuple[Transform, ...] = (unchanged, reversed_in_time)
 
 
+def transforms_of(task: str, shape: WindowShape) -> tuple[Transform, ...]:
+    """What ``task`` does to windows of ``shape``: those transforms alone whose results differ.
+
+    Two rows negated or with their halves swapped are two rows reversed, and one tag has nothing to be torn from.
+
+    >>> [t.__name__ for t in transforms_of("transform", WindowShape(rows=2, tags=1))]
+    ['unchanged', 'reversed_in_time']
+    """
+    if task == "order":
+        return ORDERS
+    alike = {negated, halves_swapped} if shape.rows < 3 else set()
+    if shape.tags < 2:
+        alike.add(tags_apart)
+    return tuple(transform for transform in TRANSFORMS if transform not in alike)
+
+
 def transformed(
     rng: np.random.Generator, windows: Windows, tags: int, transforms: tuple[Transform, ...]
 ) -> tuple[Windows, NDArray[np.int64]]:
@@ -85,10 +102,10 @@ class PretextEncoder(NeuralEncoder):
     option_list: ClassVar[Mapping[str, Option]] = {
         "task": Option(
             "transform",
-            "name one of five transforms, tell order from reversed order, or draw hidden rows",
+            "name one of up to five transforms, tell order from reversed order, or draw hidden rows",
             choices=("transform", "order", "masking"),
         ),
-        "backbone": Option("cnn", "what reads the window; masking needs one that reads rows", choices=BACKBONES),
+        "backbone": Option("cnn", "what reads the window", choices=BACKBONES),
         "embedding": Option(64, "length of the embedding", least=1),
         "width": Option(32, "length of a row's vector inside; four heads divide it", least=4),
         "depth": Option(2, "blocks of the backbone", least=1),
@@ -96,13 +113,11 @@ class PretextEncoder(NeuralEncoder):
 
     def networks(self, shape: WindowShape, seed: int) -> Networks:
         """Backbone and, while training, a head that answers."""
-        own = self.options
-        embedder = build_embedder(
-            own["backbone"], shape, embedding=own["embedding"], width=own["width"], depth=own["depth"]
-        )
-        if own["task"] == "masking":
+        task = self.options["task"]
+        embedder = embedder_of(self.options, shape)
+        if task == "masking":
             return Networks(embedder, masked_task(embedder, shape, share=0.5, fill="token"))
-        transforms = TRANSFORMS if own["task"] == "transform" else ORDERS
+        transforms = transforms_of(task, shape)
         logits = keras.layers.Dense(len(transforms), name="answer")(embedder.output)
 
         def prepare(batch: Windows, rng: np.random.Generator) -> tuple[Windows, NDArray[np.int64]]:

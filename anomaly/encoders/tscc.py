@@ -148,7 +148,7 @@ class TsccEncoder(NeuralEncoder):
 
         Raises UsageError E2002 where the second stage was switched off.
         """
-        values = self._through_front(self._checked(block))
+        values = self.through_front(self._checked(block))
         model = cast(TsccNetworks, self._ready()).memberships
         if model is None:
             raise UsageError(Fault("E2002", "cluster_stage of tscc: true, for memberships", "false", "train with it"))
