@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -251,10 +250,12 @@ def one_epoch(path: Path, encoder: str, batch_size: int) -> None:
     settings = TrainingSettings(epochs=1, batch_size=batch_size)
     with WindowStore.open(path, verify=False) as store, tempfile.TemporaryDirectory() as workdir:
         build_encoder(EncoderSettings(encoder)).fit(prepared(store, settings), training=settings, workdir=Path(workdir))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not ru_maxrss: on Linux a child begins with its parent's peak there.
+    print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoders", default="dense_ae,conv_ae,transformer")
     parser.add_argument("--windows", type=int, default=100_000, help="training windows (transformer: a twentieth)")

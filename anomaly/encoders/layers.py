@@ -150,6 +150,7 @@ class SelfAttention(keras.layers.Layer):
         self.heads, self.kind, self.factor = heads, kind, factor
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Weights of the projections, and which keys sparse attention looks at."""
         rows, width = int(input_shape[1] or 0), int(input_shape[2] or 0)
         if width % self.heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {self.heads}")
