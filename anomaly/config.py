@@ -111,8 +111,10 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class FineTuningSettings:
-    """How few labels are learned from (``anomaly.encoders.fine_tuning``)."""
+    """What is done with the few events that the train part holds, and with verdicts on alerts."""
 
+    enabled: bool = False
+    verdicts: str | None = None  # CSV or Parquet: asset, start, end, verdict
     least_events: int = 5
     epochs: int = 10
     learning_rate: float = 3e-4
@@ -149,6 +151,7 @@ class Settings:
     encoder: EncoderSettings = EncoderSettings()
     training: TrainingSettings = TrainingSettings()
     detector: DetectorSettings = DetectorSettings()
+    fine_tuning: FineTuningSettings = FineTuningSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     episodes: EpisodeSettings = EpisodeSettings()
 
@@ -248,6 +251,11 @@ def _check(s: Settings) -> None:
         ("training.momentum", 0 <= s.training.momentum < 1, "at least 0, below 1", s.training.momentum),
         ("training.warmup", 0 <= s.training.warmup < 1, "at least 0, below 1", s.training.warmup),
         ("training.clip", s.training.clip >= 0, "at least 0", s.training.clip),
+        ("fine_tuning.least_events", s.fine_tuning.least_events >= 1, "at least 1", s.fine_tuning.least_events),
+        ("fine_tuning.epochs", s.fine_tuning.epochs >= 1, "at least 1", s.fine_tuning.epochs),
+        ("fine_tuning.learning_rate", 0 < s.fine_tuning.learning_rate < 1, "between 0 and 1",
+         s.fine_tuning.learning_rate),
+        ("fine_tuning.strength", s.fine_tuning.strength > 0, "above 0", s.fine_tuning.strength),
         ("threshold.beta", s.threshold.beta > 0, "above 0", s.threshold.beta),
         ("threshold.budget", s.threshold.budget > 0, "above 0 episodes per asset and day", s.threshold.budget),
         ("threshold.value", s.threshold.rule != "fixed" or s.threshold.value is not None,

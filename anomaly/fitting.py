@@ -26,6 +26,7 @@ from anomaly.detectors.base import Detector
 from anomaly.encoders import build_encoder
 from anomaly.encoders.base import Encoder, TrainingBatch, TrainingData, TrainingHistory, WindowShape
 from anomaly.errors import Fault, InputRefused, UsageError
+from anomaly.few_labels import fine_tune_model
 from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows, StreamScorer, prepared_rows
 from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.thresholds import Threshold, choose_threshold, fixed_threshold
@@ -69,6 +70,7 @@ class Fitted:
     model: AnomalyModel
     history: TrainingHistory
     validation: PartScores
+    notices: tuple[str, ...] = ()
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -105,6 +107,14 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
         audits={"scaler": preparer.audit_, "encoder": audit},
     )
     model.detector.fit(model.encode(batch.windows) for batch in windows.training(0))
+    notices = []
+    if settings.fine_tuning.enabled or settings.fine_tuning.verdicts:
+        tuned = fine_tune_model(model, store, windows.prepare, settings.fine_tuning, settings.training.seed)
+        encoder, head, reason = tuned
+        notices.append(reason)
+        if head is not None:
+            model.encoder, model.detector = encoder, head
+            head.fit(model.encode(batch.windows) for batch in windows.training(0))
     progress("calibration", 0, 1)
     model.calibrator.fit(np.concatenate([model.raw_scores(b.windows)[0] for b in windows.validation(0)]))
     progress("calibration", 1, 1)
@@ -112,7 +122,7 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
     model.threshold = _pick_threshold(store, settings, validation)
     model.canary, model.seen = _canary(store), _seen(store)
-    return Fitted(model, history, _with_outcomes(validation, model.threshold))
+    return Fitted(model, history, _with_outcomes(validation, model.threshold), tuple(notices))
 
 
 def _detector(settings: DetectorSettings, encoder: Encoder) -> Detector:

@@ -42,6 +42,8 @@ _OTHER_FLAGS = {
     "encoder.name": "encoder",
     "encoder.front": "front",
     "detector.name": "detector",
+    "fine_tuning.enabled": "fine_tune",
+    "fine_tuning.verdicts": "verdicts",
     "threshold.value": "threshold",
 }
 _TABLES_WITH_FLAGS = ("name", "log", "window", "training", "threshold")
@@ -76,7 +78,14 @@ def setting_keys() -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def _kind(hint: Any) -> str:
-    names = {"str": "text", "int": "whole number", "float": "number", "tuple": "list of texts", "dict": "table"}
+    names = {
+        "bool": "true or false",
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "tuple": "list of texts",
+        "dict": "table",
+    }
     return next(word for name, word in names.items() if str(hint).removeprefix("<class '").startswith(name))
 
 

@@ -166,6 +166,13 @@ def train(
         typer.Option(help="Local normalisation: none, demean, detrend, normalise, trailing or differences."),
     ] = None,
     detector: Annotated[str | None, typer.Option(help="auto (by the encoder), reconstruction or knn.")] = None,
+    fine_tune: Annotated[
+        bool | None,
+        typer.Option("--fine-tune", help="Learn from the labelled events of the train part too, if validation gains."),
+    ] = None,
+    verdicts: Annotated[
+        str | None, typer.Option(help="Verdicts on alerts to learn from: CSV or Parquet of asset, start, end, verdict.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs to train.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     rule: Annotated[str | None, typer.Option(help="Threshold rule: pr_curve, budget or fixed.")] = None,
@@ -179,6 +186,7 @@ def train(
     settings = settings.changed(
         encoder={"name": encoder, "front": front},
         detector={"name": detector},
+        fine_tuning={"enabled": fine_tune, "verdicts": verdicts},
         training={"epochs": epochs, "seed": seed},
         threshold={"rule": rule, "budget": budget, "value": threshold},
     ).named(name)

@@ -42,7 +42,7 @@ def training_report(
         fingerprint=prepared.fingerprint,
         settings=model.settings.to_dict(),
         contract=model.contract.to_dict(),
-        notices=prepared.notices,
+        notices=(*prepared.notices, *fitted.notices),
         split=[part_row(store, part) for part in PARTS],
         grades=[asdict(g) for g in prepared.grades],
         findings=_finding_rows(findings),

@@ -100,7 +100,7 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
         judged.evaluation.to_dict(),
         report,
         out,
-        prepared.notices,
+        (*prepared.notices, *fitted.notices),
     )
 
 

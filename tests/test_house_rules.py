@@ -48,7 +48,7 @@ BANNED_ATTRIBUTES = {
 }
 #: Keywords that may only ever be given one constant.
 ONLY = {"allow_pickle": False, "shell": False, "safe_mode": True}
-READERS = ("anomaly/data/readers.py", "anomaly/data/reading/sources.py")
+READERS = ("anomaly/data/readers.py", "anomaly/data/reading/sources.py", "anomaly/data/reading/verdicts.py")
 
 
 class _Bans(ast.NodeVisitor):

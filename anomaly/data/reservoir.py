@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,14 +19,14 @@ class Reservoir:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seen = size, 0
-        self.columns: tuple[NDArray[np.float32], ...] = ()
+        self.columns: tuple[NDArray[Any], ...] = ()
         self._rng = np.random.default_rng(seed)
         self._keys = np.empty(0)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, *columns: NDArray[np.float32]) -> None:
+    def add(self, *columns: NDArray[Any]) -> None:
         """Offer rows: one array or several of equal length."""
         self.seen += len(columns[0])
         self._keys = np.concatenate((self._keys, self._rng.random(len(columns[0]))))

@@ -13,6 +13,7 @@ from anomaly.errors import Fault, UsageError
 DETECTORS: dict[str, str] = {
     "reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector",
     "knn": "anomaly.detectors.distance:KnnDetector",
+    "head": "anomaly.detectors.supervised:HeadDetector",
 }
 
 

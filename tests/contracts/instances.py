@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from anomaly.detectors.base import Detector
 from anomaly.detectors.distance import KnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
+from anomaly.detectors.supervised import HeadDetector
 from anomaly.encoders import encoder_class
 from anomaly.encoders.base import Encoder
 
@@ -53,4 +56,5 @@ DETECTORS: list[Detector] = [
     ReconstructionDetector(half_life=None),
     KnnDetector(k=1),
     KnnDetector(bank=64),
+    HeadDetector(np.tile([0.0, 0.3, 0.1], 4), -1.0),
 ]

@@ -1,0 +1,50 @@
+"""A linear head on embeddings that learned from labelled events; used only where it earned it (METHODS S33)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.detectors.base import Detector, Encoded
+from anomaly.detectors.distance import KnnDetector
+
+
+class HeadDetector(Detector):
+    """−log of the probability that no event is near, by a head ``embedding @ weight (d,) + bias``.
+
+    The score is shared out by where the window differs from the normal windows that it embeds closest to.
+    """
+
+    name: ClassVar[str] = "head"
+    needs: ClassVar[str] = "embedding"
+
+    def __init__(self, weight: NDArray[np.float64], bias: float, seed: int = 7) -> None:
+        self.weight, self.bias = np.asarray(weight, dtype=np.float64), float(bias)
+        self.bank = KnnDetector(seed=seed)
+
+    def fit(self, blocks: Iterable[Encoded]) -> Self:
+        """Remember normal windows, for the shares; the head itself was learned before."""
+        self.bank.fit(blocks)
+        return self
+
+    def shares(self, block: Encoded) -> NDArray[np.float64]:
+        """The score, shared out as the distance to the nearest normal windows is."""
+        embedding = self._needed(block)
+        score = np.logaddexp(0, embedding.astype(np.float64) @ self.weight + self.bias)
+        apart = self.bank.shares(block)
+        whole = apart.sum(axis=1, keepdims=True)
+        equal = np.full_like(apart, 1 / apart.shape[1])
+        return score[:, None] * np.divide(apart, whole, out=equal, where=whole > 0)
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        settings, arrays = self.bank.to_state()
+        return {"bank": settings, "bias": self.bias}, arrays | {"weight": self.weight}
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> HeadDetector:
+        made = cls(arrays["weight"], settings["bias"])
+        made.bank = KnnDetector.from_state(settings["bank"], arrays)
+        return made

@@ -1,0 +1,105 @@
+"""From a log's few labels, and verdicts on its alerts, to a fine-tuned model, if it ranks validation better (METHODS S33)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from anomaly.config import FineTuningSettings
+from anomaly.data.contract import EVENT, LEAD, NORMAL
+from anomaly.data.reading.verdicts import read_verdicts
+from anomaly.data.reservoir import Reservoir
+from anomaly.data.store import Preparation, WindowStore
+from anomaly.detectors.supervised import HeadDetector
+from anomaly.encoders.base import Encoder
+from anomaly.errors import Fault, UsageError
+from anomaly.metrics import average_precision
+from anomaly.model import AnomalyModel
+
+if TYPE_CHECKING:
+    from anomaly.encoders.fine_tuning import LabelledWindows
+
+#: Labelled windows that are kept of a part, of either kind.
+_MOST = 6000
+_BATCH = 4096
+
+
+def fine_tune_model(
+    model: AnomalyModel, store: WindowStore, prepare: Preparation, settings: FineTuningSettings, seed: int
+) -> tuple[Encoder, HeadDetector | None, str]:
+    """The encoder and head to use instead of the model's own, or its encoder and None; and why, in words.
+
+    Raises UsageError E2002 for an encoder without weights, E2001 for verdicts that cannot be read.
+    """
+    from anomaly.encoders.fine_tuning import fine_tune
+    from anomaly.encoders.neural import NeuralEncoder
+
+    if not isinstance(model.encoder, NeuralEncoder):
+        hint = "choose another encoder, or leave fine-tuning out"
+        raise UsageError(Fault("E2002", "an encoder with weights to fine-tune", model.encoder.name, hint))
+    verdicts = None if settings.verdicts is None else read_verdicts(Path(settings.verdicts))
+    parts = {part: _labelled(store, prepare, part, verdicts, seed) for part in ("train", "validation")}
+    later = parts["validation"].windows
+    scores = [model.raw_scores(later[i : i + _BATCH])[0] for i in range(0, len(later), _BATCH)]
+    baseline = np.concatenate(scores) if scores else np.empty(0)
+    tuned = fine_tune(
+        model.encoder, parts["train"], parts["validation"], baseline, settings, average_precision, seed=seed
+    )
+    head = HeadDetector(tuned.head.weight, tuned.head.bias, seed) if tuned.used and tuned.head else None
+    return (tuned.encoder if head else model.encoder), head, f"fine-tuning: {tuned.reason}"
+
+
+def _labelled(
+    store: WindowStore, prepare: Preparation, part: str, verdicts: pd.DataFrame | None, seed: int
+) -> LabelledWindows:
+    """Windows of a part whose last row is labelled: at most so many of either kind, in time order.
+
+    A window is positive where its last row is (METHODS S58). A block is an event of an asset with what follows it.
+    """
+    from anomaly.encoders.fine_tuning import LabelledWindows, verdict_labels
+
+    kept = {kind: Reservoir(_MOST, seed) for kind in (False, True)}
+    blocks = 0
+    before: tuple[str, bool] = ("", False)
+    for block in store.window_blocks(part, prepare=prepare):
+        ends = block.starts + store.lookback - 1
+        rows = store.rows(block.asset, int(ends[0]), int(ends[-1]) + 1)
+        kind, time = rows.kind[ends - ends[0]], rows.time[ends - ends[0]]
+        positive = kind == (LEAD if store.lead_us else EVENT)
+        judged = positive | (kind == NORMAL)
+        if verdicts is not None:
+            said = verdict_labels(time, np.full(len(time), block.asset, dtype=object), verdicts)
+            positive = np.where(said == EVENT, True, np.where(said == NORMAL, False, positive))
+            judged |= (said == EVENT) | (said == NORMAL)
+        earlier = np.concatenate(([before[1] if before[0] == block.asset else False], positive[:-1]))
+        number = blocks + np.cumsum(positive & ~earlier)
+        if before[0] != block.asset:
+            number += 1
+        blocks, before = int(number[-1]), (block.asset, bool(positive[-1]))
+        for flag, sample in kept.items():
+            own = judged & (positive == flag)
+            sample.add(block.values[own], time[own], number[own])
+    found = [(sample.columns, flag) for flag, sample in kept.items() if sample.columns]
+    if not found:
+        none = np.empty((0, store.lookback, 1), np.float32)
+        return LabelledWindows(none, np.empty(0, bool), np.empty(0, np.int64))
+    windows, time, number = (np.concatenate([columns[i] for columns, _ in found]) for i in range(3))
+    positive = np.concatenate([np.full(len(columns[0]), flag) for columns, flag in found])
+    order = np.argsort(time, kind="stable")
+    return LabelledWindows(windows[order], positive[order], _in_time_order(number[order]))
+
+
+def _in_time_order(number: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Block numbers renamed by when each block is first met.
+
+    >>> _in_time_order(np.array([7, 7, 3, 7, 9])).tolist()
+    [0, 0, 1, 0, 2]
+    """
+    names, first, own = np.unique(number, return_index=True, return_inverse=True)
+    rank = np.empty(len(names), np.int64)
+    rank[np.argsort(first)] = np.arange(len(names))
+    return rank[own]
