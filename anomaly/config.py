@@ -98,6 +98,7 @@ class TrainingSettings:
     momentum: float = 0.9  # of sgd
     schedule: str = "constant"  # or "cosine": the rate falls to zero over all epochs
     warmup: float = 0.0  # share of all steps in which the rate rises from zero
+    learning_curve: bool = False  # also fit on an eighth, a quarter and half of the rows, for the report
     clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
 
 

@@ -173,6 +173,10 @@ def train(
     verdicts: Annotated[
         str | None, typer.Option(help="Verdicts on alerts to learn from: CSV or Parquet of asset, start, end, verdict.")
     ] = None,
+    learning_curve: Annotated[
+        bool | None,
+        typer.Option("--learning-curve", help="Also fit on an eighth, a quarter and half of the rows, for the report."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs to train.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     rule: Annotated[str | None, typer.Option(help="Threshold rule: pr_curve, budget or fixed.")] = None,
@@ -187,7 +191,7 @@ def train(
         encoder={"name": encoder, "front": front},
         detector={"name": detector},
         fine_tuning={"enabled": fine_tune, "verdicts": verdicts},
-        training={"epochs": epochs, "seed": seed},
+        training={"epochs": epochs, "seed": seed, "learning_curve": learning_curve},
         threshold={"rule": rule, "budget": budget, "value": threshold},
     ).named(name)
     with terminal.progress(as_json) as progress:

@@ -94,18 +94,7 @@ class Judge:
     ) -> tuple[Evaluation, list[Episode]]:
         """All figures of the rows that were followed."""
         model = self._model
-        part = ScoredPart(
-            asset=scored.asset,
-            time=scored.time,
-            score=scored.score,
-            outcome=OUTCOMES[scored.outcome],
-            kind=scored.kind,
-            events=events,
-            period_us=model.contract.period_us,
-            lead_us=parse_duration(model.settings.window.lead),
-            max_gap_us=model.max_gap_us,
-            part=scored.part,
-        )
+        part = scored_part(scored, events, model)
         episodes = self._trackers.finish()
         spans: dict[str, list[tuple[int, int]]] = {str(a): [] for a in dict.fromkeys(scored.asset)}
         for e in episodes:
@@ -125,6 +114,22 @@ class Judge:
         """A note with the commonest reasons why rows have no score."""
         found = [f"{reason} ({n})" for reason, n in self._unscored.most_common(_REASONS)]
         return [f"why rows could not be scored: {'; '.join(found)}"] if found else []
+
+
+def scored_part(scored: PartScores, events: PerAsset, model: AnomalyModel) -> ScoredPart:
+    """Row-wise answers with what judging them takes."""
+    return ScoredPart(
+        asset=scored.asset,
+        time=scored.time,
+        score=scored.score,
+        outcome=OUTCOMES[scored.outcome],
+        kind=scored.kind,
+        events=events,
+        period_us=model.contract.period_us,
+        lead_us=parse_duration(model.settings.window.lead),
+        max_gap_us=model.max_gap_us,
+        part=scored.part,
+    )
 
 
 def evaluate_store(

@@ -22,7 +22,7 @@ from anomaly.metrics import Evaluation, Figure
 from pipelines import report_pictures as pictures
 from pipelines.report_pictures import AssetSeries, Picture
 
-__all__ = ["AssetSeries", "PartRow", "RankedRows", "Report", "summary", "write_report"]
+__all__ = ["AssetSeries", "LearningPoint", "PartRow", "RankedRows", "Report", "summary", "write_report"]
 
 #: Assets whose scores are drawn; the others are named.
 _DRAWN_ASSETS = 6
@@ -65,13 +65,25 @@ class RankedRows:
 
 
 @dataclass(frozen=True)
+class LearningPoint:
+    """One point of the learning curve: rows learned from, seconds of the fit, and what the model ranks on the judged
+    part, or why there is none."""
+
+    rows: int
+    seconds: float
+    figure: Figure | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a report shows.
 
     ``settings``, ``contract``, ``threshold`` and ``audit`` are plain (nested) values; ``grades`` and ``findings`` are
-    table rows, each a mapping from column to value; ``history`` holds ``loss`` and ``val_loss`` per epoch, ``parts`` by name and
-    ``best_epoch`` (from 1); ``threshold_rows`` are the rows that the threshold was picked on, ``test_rows`` the counted
-    rows of the judged part; ``top_alerts`` pairs a label with (tag, share) pairs.
+    table rows, each a mapping from column to value; ``facts`` describe the encoder; ``history`` holds ``loss`` and
+    ``val_loss`` per epoch, ``parts`` by name and ``best_epoch`` (from 1); ``threshold_rows`` are the rows that the
+    threshold was picked on, ``test_rows`` the counted rows of the judged part; ``top_alerts`` pairs a label with
+    (tag, share) pairs.
     """
 
     title: str
@@ -85,7 +97,9 @@ class Report:
     grades: Sequence[Mapping[str, Any]] = ()
     findings: Sequence[Mapping[str, Any]] = ()
     audit: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
+    learning: Sequence[LearningPoint] = ()
     threshold: Mapping[str, Any] = field(default_factory=dict)
     threshold_rows: RankedRows | None = None
     test_rows: RankedRows | None = None
@@ -124,6 +138,7 @@ def render(report: Report) -> str:
         contract=flat(report.contract),
         threshold=flat(report.threshold),
         audit=flat(report.audit),
+        facts=flat(report.facts),
         undrawn=[s.asset for s in report.series[_DRAWN_ASSETS:]],
         created=(report.created or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -148,6 +163,9 @@ def all_pictures(report: Report) -> list[Picture]:
         pictures.training_curves(history.get("loss", ()), history.get("val_loss", ()), history.get("best_epoch"))
     )
     made.append(pictures.training_parts(history.get("parts", {})))
+    if report.learning:
+        drawn = [(p.rows, p.figure) for p in report.learning if p.figure is not None]
+        made.append(pictures.learning_curve(drawn, e.prevalence))
     return made
 
 

@@ -33,7 +33,7 @@ def training_report(
     episodes: list[Episode],
     events: dict[str, Intervals],
 ) -> Report:
-    """The report of a training run."""
+    """The report of a training run, but for its learning curve."""
     model, history = fitted.model, fitted.history
     return Report(
         title=f"Model {model.settings.name}",
@@ -47,6 +47,7 @@ def training_report(
         grades=[asdict(g) for g in prepared.grades],
         findings=_finding_rows(findings),
         audit={name: f"{audit.rows} rows of {len(audit.assets)} assets" for name, audit in model.audits.items()},
+        facts=model.encoder.facts(),
         history={
             "loss": history.loss,
             "val_loss": history.val_loss,

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from anomaly.intervals import Intervals
-from anomaly.metrics import Confusion, pr_curve, ranking_problem, roc_curve
+from anomaly.metrics import Confusion, Figure, pr_curve, ranking_problem, roc_curve
 
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, YELLOW, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#767676",
@@ -249,6 +249,36 @@ def training_parts(parts: Mapping[str, Sequence[float]]) -> Picture:
 
     last = "; ".join(f"{names.get(name, name)} {values[-1]:.3g}" for name, values in shown.items())
     return _picture(title, f"After {len(next(iter(shown.values())))} epochs: {last}.", draw, (9.0, 2.6 * rows))
+
+
+def learning_curve(points: Sequence[tuple[int, Figure]], prevalence: float) -> Picture:
+    """Average precision with its interval by how many rows were learned from (METHODS S35, S45)."""
+    title = "How good the model is by how much it learned from"
+    drawn = [(rows, figure) for rows, figure in points if math.isfinite(figure.value)]
+    if len(drawn) < 2:
+        return Picture(title, "No curve: fewer than two fits could be judged.")
+    rows = np.array([n for n, _ in drawn])
+    value = np.array([figure.value for _, figure in drawn])
+    ends = [(f.value if f.low is None else f.low, f.value if f.high is None else f.high) for _, f in drawn]
+
+    def draw(canvas: Canvas) -> None:
+        ax = canvas.add_subplot()
+        low, high = np.array(ends).T
+        reach = np.maximum([value - low, high - value], 0)
+        ax.errorbar(rows, value, reach, color=BLUE, marker="o", capsize=4, label="95 % interval")
+        ax.axhline(prevalence, color=RED, lw=1, ls=":", label="an alarm without skill")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(rows, [str(n) for n in rows])
+        ax.set(ylim=(0, 1.03), xlabel="training rows", ylabel="average precision")
+        _legend_below(ax)
+
+    last, before = value[-1], value[-2]
+    said = "more rows may still help" if last > ends[-2][1] else "the gain lies inside the interval"
+    said = "there are too few events to judge the gain" if drawn[-2][1].high is None else said
+    text = (
+        f"From {rows[-2]} to {rows[-1]} training rows, average precision went from {before:.3g} to {last:.3g}: {said}."
+    )
+    return _picture(title, text, draw, _SQUARE)
 
 
 def decimate(

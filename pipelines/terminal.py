@@ -36,6 +36,7 @@ _STAGES = {
     "calibration": "calibrating",
     "validation": "scoring the validation part",
     "test": "scoring the test part",
+    "learning curve": "learning from fewer rows",
     "report": "drawing the report",
     "register": "registering",
     "score": "scoring",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ from anomaly.faults import killpoint
 from anomaly.files import sha256
 from anomaly.fitting import Fitted, Progress, fit_model, silent
 from anomaly.scores.thresholds import Threshold
-from pipelines.evaluate import evaluate_store
+from pipelines.evaluate import Judged, evaluate_store
 from pipelines.home import home, reports
 from pipelines.ingest import Ingested, ingest, is_store
-from pipelines.report import write_report
+from pipelines.learning_curve import learning_curve
+from pipelines.report import LearningPoint, write_report
 from registry.bundle import save_bundle
 from registry.tracking import record_run
 
@@ -63,15 +65,18 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
         killpoint("train.after_ingest")
         with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
             settings = _as_stored(settings, store)
+            started = time.perf_counter()
             fitted = fit_model(store, settings, workdir / "training", progress)
+            seconds = time.perf_counter() - started
             keep_curves(workdir / "training" / "logs", settings.name, prepared.fingerprint)
             findings = _watch_quality(store, fitted)
             killpoint("train.after_fit")
             judged = evaluate_store(store, fitted, prepared, findings, progress)
+            learned = _learning_curve(store, settings, workdir, judged, seconds, progress)
             split, audits = store.split.to_dict(), {k: a.to_dict() for k, a in fitted.model.audits.items()}
         report = reports() / f"{settings.name}-{prepared.fingerprint[:12]}.html"
         progress("report", 0, 1)
-        write_report(report, judged.report)
+        write_report(report, replace(judged.report, learning=learned, facts={**judged.report.facts, **peak_memory()}))
         progress("report", 1, 1)
         bundle = out or workdir / "bundle"
         digest = save_bundle(fitted.model, bundle)
@@ -102,6 +107,26 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
         out,
         (*prepared.notices, *fitted.notices),
     )
+
+
+def _learning_curve(
+    store: WindowStore, settings: Settings, workdir: Path, judged: Judged, seconds: float, progress: Progress
+) -> list[LearningPoint]:
+    if not settings.training.learning_curve:
+        return []
+    whole = judged.evaluation.figures["average_precision"]
+    return learning_curve(store, settings, workdir / "learning", whole, seconds, progress)
+
+
+def peak_memory() -> dict[str, str]:
+    """The most memory that this process held so far, in words, where the system tells (Linux)."""
+    try:
+        # Not ru_maxrss: on Linux a child begins with its parent's peak there.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        peak = int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return {}
+    return {"peak memory of the run": f"{peak / 2**20:.2f} GiB"}
 
 
 def check_bundle_target(out: Path) -> None:

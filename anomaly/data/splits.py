@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,16 @@ class SplitPlan:
         if part not in PARTS:
             raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
         return self.parts[asset][part]
+
+    def with_training_share(self, share: float) -> SplitPlan:
+        """The same plan with only the newest ``share`` of every train part; raises ValueError outside 0 < share <= 1."""
+        if not 0 < share <= 1:
+            raise ValueError(f"share: expected more than 0 and at most 1, got {share}")
+        parts = {}
+        for asset, own in self.parts.items():
+            first, stop = own["train"]
+            parts[asset] = own | {"train": (stop - round((stop - first) * share), stop)}
+        return replace(self, parts=parts)
 
     def purged(self, asset: str) -> Intervals:
         """Rows of no part, as merged intervals."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -115,6 +116,12 @@ class WindowStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def with_training_share(self, share: float) -> WindowStore:
+        """A view of the same open file whose train part is the newest ``share`` of this one's; the rest is as it is."""
+        view = copy(self)
+        view.split = self.split.with_training_share(share)
+        return view
 
     @property
     def lookback(self) -> int:

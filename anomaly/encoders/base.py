@@ -161,6 +161,15 @@ class Encoder(ABC):
         tags = self._fitted_shape().tags
         return self.front.undo(self._reconstruct(self.through_front(values)), values[..., :tags])
 
+    def facts(self) -> dict[str, int | str]:
+        """What a reader of a report should know of it: its window, its embedding, and what else is its own."""
+        shape = self._fitted_shape()
+        width = self.embed(np.zeros((1, shape.rows, shape.channels), np.float32)).shape[1]
+        window = f"{shape.rows} rows of {shape.tags} tags"
+        if shape.categories:
+            window += f" and {len(shape.categories)} categories"
+        return {"encoder": self.name, "front": self.front.name, "window": window, "embedding width": width}
+
     @abstractmethod
     def _fit(
         self, data: TrainingData, training: TrainingSettings, workdir: Path, progress: EpochReport | None

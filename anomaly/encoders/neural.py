@@ -99,6 +99,10 @@ class NeuralEncoder(Encoder):
         set_weight_arrays(encoder._made(encoder._inner_shape(), seed=0).kept, arrays)
         return encoder
 
+    def facts(self) -> dict[str, int | str]:
+        """As ``Encoder.facts``, with the number of weights that scoring keeps."""
+        return super().facts() | {"weights": self._ready().kept.count_params()}
+
     @property
     def embedder(self) -> keras.Model:
         """The graph behind ``embed``: windows that went through the front in, ``(B, d)`` out."""

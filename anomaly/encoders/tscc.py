@@ -118,7 +118,7 @@ class TsccEncoder(NeuralEncoder):
         """Rows → dilated context vectors → max over time; trained on pairs of crops."""
         sizes = self._sizes(shape)
         options = self.options
-        kernel, depth = options["kernel"], options["depth"] or depth_across(shape.rows, options["kernel"])
+        kernel, depth = self._dilation(shape)
         log.info("a row's context reaches over %d rows, a window has %d", receptive_field(kernel, depth), shape.rows)
         tokens = build_tokens("dilated", shape, width=options["width"], depth=depth, kernel=kernel)
         pooled = PoolOverTime("max", name="embedding")(tokens.output)
@@ -153,6 +153,16 @@ class TsccEncoder(NeuralEncoder):
         if model is None:
             raise UsageError(Fault("E2002", "cluster_stage of tscc: true, for memberships", "false", "train with it"))
         return outputs(model, values)
+
+    def facts(self) -> dict[str, int | str]:
+        """As ``NeuralEncoder.facts``, with how many rows the vector of one row depends on (METHODS S39)."""
+        kernel, depth = self._dilation(self._fitted_shape())
+        return super().facts() | {"receptive field, rows": receptive_field(kernel, depth)}
+
+    def _dilation(self, shape: WindowShape) -> tuple[int, int]:
+        """Kernel and number of dilated layers for windows of ``shape``."""
+        kernel: int = self.options["kernel"]
+        return kernel, self.options["depth"] or depth_across(shape.rows, kernel)
 
     def _fit(
         self, data: TrainingData, training: TrainingSettings, workdir: Path, progress: EpochReport | None

@@ -129,6 +129,19 @@ def test_split_plan_round_trip_and_purged_rows() -> None:
         plan.part_rows("a", "holdout")
 
 
+def test_s35_a_share_of_the_training_rows_is_the_newest_one_and_moves_nothing_else() -> None:
+    plan = SplitPlan(
+        {"a": {"train": (10, 110), "validation": (120, 150), "test": (160, 200)}}, {"a": 200}, 5, (0.6, 0.2, 0.2)
+    )
+    less = plan.with_training_share(0.25)
+    assert less.part_rows("a", "train") == (85, 110)
+    assert [less.part_rows("a", p) for p in ("validation", "test")] == [(120, 150), (160, 200)]
+    assert plan.part_rows("a", "train") == (10, 110)
+    for share in (0, 1.5, -0.1):
+        with pytest.raises(ValueError, match="share: expected more than 0 and at most 1"):
+            plan.with_training_share(share)
+
+
 def test_s59_random_split_repeats_the_seed_draw() -> None:
     from sklearn.model_selection import train_test_split
 

@@ -16,9 +16,19 @@ import pytest
 from anomaly.data.contract import EVENT, LEAD
 from anomaly.errors import Unavailable
 from anomaly.intervals import as_intervals
-from anomaly.metrics import Confusion, ScoredPart, evaluate
+from anomaly.metrics import Confusion, Figure, ScoredPart, evaluate
 from pipelines import report_pictures as pictures
-from pipelines.report import AssetSeries, PartRow, RankedRows, Report, brief, render, summary, write_report
+from pipelines.report import (
+    AssetSeries,
+    LearningPoint,
+    PartRow,
+    RankedRows,
+    Report,
+    brief,
+    render,
+    summary,
+    write_report,
+)
 
 MINUTE = 60_000_000
 BEGIN = 1_700_000_000_000_000
@@ -280,6 +290,8 @@ def test_shares_of_each_alert_add_up_to_one_with_the_rest_named_other() -> None:
         lambda: pictures.tag_shares([]),
         lambda: pictures.training_curves([], [], None),
         lambda: pictures.training_parts({}),
+        lambda: pictures.learning_curve([], 0.1),
+        lambda: pictures.learning_curve([(100, Figure("average_precision", np.nan))] * 3, 0.1),
         lambda: pictures.training_parts({"rank": [np.nan]}),
         lambda: pictures.score_over_time(
             AssetSeries("a", np.arange(3), np.full(3, np.nan), as_intervals([]), as_intervals([])), 1.0, "test"
@@ -301,6 +313,7 @@ def test_nothing_to_draw_is_a_sentence(picture) -> None:  # type: ignore[no-unty
         lambda: pictures.training_parts({"rank": [3.0], "spread": [0.2], "masked_loss": [0.1]}),
         lambda: pictures.training_curves([np.nan, np.inf], [np.nan, 1.0], 1),
         lambda: pictures.tag_shares([("a", [])]),
+        lambda: pictures.learning_curve([(n, Figure("average_precision", 0.5)) for n in (50, 100)], 0.0),
         lambda: pictures.score_over_time(
             AssetSeries("a", np.array([5]), np.array([300.0]), as_intervals([]), as_intervals([])), 1.0, "test"
         ),
@@ -309,6 +322,18 @@ def test_nothing_to_draw_is_a_sentence(picture) -> None:  # type: ignore[no-unty
 )
 def test_small_and_odd_data_are_drawn_without_a_crash(picture) -> None:  # type: ignore[no-untyped-def]
     assert picture().url.startswith("data:image/svg+xml;base64,")
+
+
+def test_s45_the_learning_curve_says_whether_more_rows_may_still_help() -> None:
+    short = Figure("average_precision", 0.4, 0.3, 0.5)
+    assert (
+        "more rows may still help" in pictures.learning_curve([(50, short), (100, replace(short, value=0.6))], 0.1).text
+    )
+    assert "inside the interval" in pictures.learning_curve([(50, short), (100, replace(short, value=0.45))], 0.1).text
+    points = (LearningPoint(25, 0.5, None, "not enough for a fit"), LearningPoint(50, 1.0, short))
+    text = _Page(render(sample(learning=points, facts={"encoder": "tscc", "receptive field, rows": 31}))).text
+    for said in ("not enough for a fit", "0.3 to 0.5", "receptive field, rows", "31"):
+        assert said in text
 
 
 def test_no_line_is_drawn_over_a_gap_that_is_shorter_than_a_thinned_stretch() -> None:
