@@ -164,9 +164,9 @@ class _Pool:
 
     def take(self, index: NDArray[np.int64]) -> WindowBatch:
         """Cut the windows at ``index`` of the pool."""
-        rows = self.at[index][:, None] + np.arange(self.lookback)
-        own = self.assets[self.owner[index]]
-        return WindowBatch(own, self.starts[index], self.values[rows], self.age[rows])
+        at, own = self.at[index], self.assets[self.owner[index]]
+        values, age = (cut_windows(array, at, self.lookback) for array in (self.values, self.age))
+        return WindowBatch(own, self.starts[index], values, age)
 
 
 def kind_table(kind: NDArray[np.int8]) -> dict[int, int]:

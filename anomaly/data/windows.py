@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 from numpy.typing import NDArray
 
 from anomaly.intervals import Intervals
@@ -47,10 +49,15 @@ def cut_windows(rows: NDArray, starts: NDArray[np.int64], lookback: int) -> NDAr
     """
     if len(starts) and (starts.min() < 0 or starts.max() + lookback > len(rows)):
         raise ValueError(f"starts: expected windows of {lookback} rows inside {len(rows)} rows, got one outside")
-    if not len(starts):
-        return np.empty((0, lookback, *rows.shape[1:]), dtype=rows.dtype)
-    view = sliding_window_view(rows, lookback, axis=0).swapaxes(1, 2)
-    return np.ascontiguousarray(view[starts])
+    if not len(starts) or not rows.size:
+        return np.empty((len(starts), lookback, *rows.shape[1:]), dtype=rows.dtype)
+    # The rows of a window lie one after another in memory, so each is one copy; sliding_window_view would lose that.
+    rows = np.ascontiguousarray(rows)
+    width = math.prod(rows.shape[1:])
+    flat = as_strided(
+        rows, (len(rows) - lookback + 1, lookback * width), (width * rows.itemsize, rows.itemsize), writeable=False
+    )
+    return flat[starts].reshape(len(starts), lookback, *rows.shape[1:])
 
 
 def ending_windows(

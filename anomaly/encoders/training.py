@@ -22,7 +22,7 @@ from anomaly.config import TrainingSettings
 from anomaly.encoders.base import EpochReport, TrainingBatch, TrainingData, TrainingHistory
 from anomaly.encoders.checkpoint import Checkpoint
 from anomaly.encoders.collapse import refuse_collapse, sample_windows, spread_of
-from anomaly.encoders.prefetch import prefetched
+from anomaly.encoders.prefetch import ReadingAhead
 from anomaly.encoders.schedule import learning_rate
 from anomaly.encoders.weights import load_weights, outputs, save_weights, set_weight_arrays, weight_arrays
 from anomaly.errors import Fault, InputRefused, UsageError
@@ -184,6 +184,7 @@ class Training:
     def __init__(self, task: Task, data: TrainingData, settings: TrainingSettings) -> None:
         self.task, self.data, self.settings = task, data, settings
         self.steps = -(-data.n_windows // settings.batch_size)
+        self.reading = ReadingAhead(allowed=task.ahead)
         task.model.compile(
             optimizer=_optimizer(settings),
             loss=task.loss,
@@ -202,8 +203,7 @@ class Training:
         model, settings = self.task.model, self.settings
         means = _Means()
         total = self.steps * settings.epochs
-        made = self._prepared(epoch, (settings.seed, epoch))
-        with closing(prefetched(made) if self.task.ahead else made) as batches:
+        with closing(self.reading.batches(self._prepared(epoch, (settings.seed, epoch)))) as batches:
             for number, (batch, inputs, targets) in enumerate(batches):
                 if settings.schedule != "constant" or settings.warmup:
                     step = epoch * self.steps + number

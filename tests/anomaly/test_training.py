@@ -22,7 +22,7 @@ from anomaly.encoders.base import TrainingBatch, WindowShape
 from anomaly.encoders.collapse import refuse_collapse, spread_of
 from anomaly.encoders.dense_ae import DenseAutoencoder
 from anomaly.encoders.neural import Networks
-from anomaly.encoders.prefetch import prefetched
+from anomaly.encoders.prefetch import ReadingAhead, prefetched
 from anomaly.encoders.schedule import learning_rate
 from anomaly.encoders.training import Task, load_weights, outputs, save_weights, train
 from anomaly.errors import InputRefused, UsageError
@@ -284,6 +284,29 @@ def test_closing_early_ends_the_reader():
     time.sleep(0.05)
     assert len(read) == count < 8
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_a_thread_reads_ahead_only_after_a_pass_in_which_making_batches_took_long():
+    def slow(seconds):
+        for number in range(5):
+            time.sleep(seconds)
+            yield number, threading.current_thread().name
+
+    def one_pass(reading, making, using):
+        got = []
+        for number, maker in reading.batches(slow(making)):
+            time.sleep(using)
+            got.append((number, maker))
+        return got
+
+    for making, using, later in ((0.02, 0.02, "prefetch"), (0.0, 0.02, "MainThread")):
+        reading = ReadingAhead()
+        first, second = one_pass(reading, making, using), one_pass(reading, making, using)
+        assert [n for n, _ in first] == [n for n, _ in second] == [0, 1, 2, 3, 4]
+        assert {maker for _, maker in first} == {"MainThread"}
+        assert {maker for _, maker in second} == {later}
+    forbidden = ReadingAhead(allowed=False)
+    assert {m for _ in range(2) for _, m in one_pass(forbidden, 0.02, 0.0)} == {"MainThread"}
 
 
 def test_settings_of_training_are_checked():
