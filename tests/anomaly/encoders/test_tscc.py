@@ -12,7 +12,7 @@ from keras import ops
 from scipy.optimize import linear_sum_assignment
 
 from anomaly.encoders import tscc
-from anomaly.encoders.backbones import build_tokens
+from anomaly.encoders.backbones import build_tokens, receptive_field
 from anomaly.encoders.base import WindowShape
 from anomaly.encoders.checkpoint import Checkpoint
 from anomaly.encoders.clustering import nearest, sharpened_target, start_centres
@@ -158,6 +158,22 @@ def test_s37_s39_aligned_vectors_are_those_of_the_same_rows_of_the_window():
     inner = (given["places"] > 0) & (given["places"] < sizes.crop - 1)
     np.testing.assert_allclose(found[inner], whole[inner], atol=1e-5)
     assert not np.allclose(found[~inner], whole[~inner], atol=1e-5), "the end of a crop has no neighbour"
+
+
+def test_s39_a_report_is_told_how_far_the_vector_of_a_row_reaches(small):
+    """Measured: the rows whose change moves the middle row's vector are as many as the fact says, or the whole window."""
+    encoder, _ = small
+    facts = encoder.facts()
+    shape = encoder.shape
+    assert facts["encoder"] == "tscc"
+    assert facts["weights"] == encoder._ready().kept.count_params()
+    tokens = build_tokens("dilated", WindowShape(64, shape.tags), width=8, depth=3, kernel=3)
+    window = np.zeros((1, 64, shape.tags), np.float32)
+    moved = np.repeat(window, 64, axis=0)
+    moved[np.arange(64), np.arange(64)] = 5
+    reached = np.abs(outputs(tokens, moved)[:, 32] - outputs(tokens, window)[0, 32]).max(axis=1) > 0
+    assert reached.sum() == receptive_field(3, 3) == 15
+    assert facts["receptive field, rows"] == receptive_field(3, 1) == 3, "the fixture has one layer"
 
 
 def test_s37_training_sees_crops_of_the_windows_with_their_categories():
