@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,15 +15,25 @@ from numpy.typing import NDArray
 class Encoded:
     """Prepared windows ``(B, T, C)`` and what an encoder made of them.
 
-    ``embedding (B, d)`` and ``residual (B, T, C)`` (window − reconstruction) are None where no detector asked.
+    ``embedding (B, d)`` and ``residual (B, T, C)`` (window − reconstruction) are None where no detector asked. ``again``
+    encodes other windows ``(n, T, C)`` in place of the windows at ``index (n,)``, for what asks "what if": the
+    categories of those windows stay.
     """
 
     windows: NDArray[np.float32]
     embedding: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
+    again: Callable[[NDArray[np.float32], NDArray[np.int64]], Encoded] | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def take(self, index: NDArray[np.int64]) -> Encoded:
+        """The windows at positions ``index``."""
+        own = (None if part is None else part[index] for part in (self.embedding, self.residual))
+        again, whole = self.again, index
+        within = None if again is None else lambda windows, chosen: again(windows, whole[chosen])
+        return Encoded(self.windows[index], *own, within)
 
 
 class Detector(ABC):
@@ -34,15 +44,17 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[str]  # the field of Encoded that it scores: "embedding" or "residual"
+    summary: ClassVar[str]  # one line: what it measures and where it comes from
+    needs: ClassVar[str]  # the field of Encoded that it scores: "embedding", "residual" or "windows"
+    dear: ClassVar[bool] = False  # whether shares cost many times the score; they are then made for high scores only
 
     @abstractmethod
     def fit(self, blocks: Iterable[Encoded]) -> Self:
-        """Learn from streamed normal blocks."""
+        """Learn from streamed normal blocks; ``blocks`` can be read again and again, in another order each time."""
 
+    @abstractmethod
     def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
         """``(n,)``, higher = more anomalous; raises ValueError on a non-finite block."""
-        return np.asarray(self.shares(block).sum(axis=1))
 
     @abstractmethod
     def shares(self, block: Encoded) -> NDArray[np.float64]:
@@ -66,3 +78,31 @@ class Detector(ABC):
             bad = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))[0])
             raise ValueError(f"block: expected a finite {self.needs}, got NaN or infinity in window {bad}")
         return values
+
+
+def shared_out(score: NDArray[np.float64], parts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``score (n,)`` split in proportion to ``parts (n, C)``, none below 0; evenly where no part is above 0.
+
+    >>> shared_out(np.array([4.0, 2.0]), np.array([[1.0, 3.0], [0.0, 0.0]])).tolist()
+    [[1.0, 3.0], [1.0, 1.0]]
+    """
+    whole = parts.sum(axis=1, keepdims=True)
+    equal = np.full(parts.shape, 1 / parts.shape[1])
+    return score[:, None] * np.divide(parts, whole, out=equal, where=whole > 0)
+
+
+def occlusion_shares(detector: Detector, block: Encoded) -> NDArray[np.float64]:
+    """A score shared out by how far it falls when one tag is set to its normal level (0 in prepared windows), ``(n, C)``.
+
+    For detectors whose score is no sum over sensors. A tag whose normal level would raise the score has no part in it.
+    Raises ValueError where the block cannot be encoded again.
+    """
+    if block.again is None:
+        raise ValueError(f"block: expected one that can be encoded again for the shares of {detector.name}")
+    score, every = detector.anomaly_score(block), np.arange(len(block))
+    fall = np.empty((len(block), block.windows.shape[2]))
+    for tag in range(fall.shape[1]):
+        windows = block.windows.copy()
+        windows[:, :, tag] = 0
+        fall[:, tag] = score - detector.anomaly_score(block.again(windows, every))
+    return shared_out(score, np.maximum(fall, 0))

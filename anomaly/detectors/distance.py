@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.reservoir import Reservoir
-from anomaly.detectors.base import Detector, Encoded
+from anomaly.detectors.base import Detector, Encoded, shared_out
 
 #: Bytes of the bank's windows at most: they say which sensors differ, and travel with the model.
 _MOST_WINDOW_BYTES = 16 << 20
@@ -43,6 +43,7 @@ class KnnDetector(Detector):
     """
 
     name: ClassVar[str] = "knn"
+    summary: ClassVar[str] = "mean distance to the nearest of a bank of normal embeddings (S52)"
     needs: ClassVar[str] = "embedding"
 
     def __init__(self, k: int = 3, bank: int = 2500, seed: int = 7) -> None:
@@ -72,19 +73,25 @@ class KnnDetector(Detector):
         self.embeddings_ = (embeddings / self.scale_).astype(np.float32)
         return self
 
+    def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
+        """Mean distance to the nearest of the bank."""
+        return self._found(block)[0]
+
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         """The mean distance, shared out by the squared differences to the nearest windows."""
-        points = (self._needed(block) / self.scale_).astype(np.float32)
-        distances = squared_distances(points, self.embeddings_)
-        near = nearest(distances, min(self.k, len(self.embeddings_)))
-        score = np.sqrt(np.take_along_axis(distances, near, axis=1).astype(np.float64)).mean(axis=1)
+        score, near = self._found(block)
         apart = np.zeros((len(block), block.windows.shape[2]))
         for neighbour in near.T:
             gap = block.windows - self.windows_[neighbour]
             apart += np.einsum("btc,btc->bc", gap, gap, dtype=np.float64)
-        whole = apart.sum(axis=1, keepdims=True)
-        equal = np.full_like(apart, 1 / apart.shape[1])
-        return score[:, None] * np.divide(apart, whole, out=equal, where=whole > 0)
+        return shared_out(score, apart)
+
+    def _found(self, block: Encoded) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Scores, and positions of the nearest in the bank ``(n, k)``."""
+        points = (self._needed(block) / self.scale_).astype(np.float32)
+        distances = squared_distances(points, self.embeddings_)
+        near = nearest(distances, min(self.k, len(self.embeddings_)))
+        return np.sqrt(np.take_along_axis(distances, near, axis=1).astype(np.float64)).mean(axis=1), near
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         arrays = {"embeddings": self.embeddings_, "windows": self.windows_, "scale": self.scale_}

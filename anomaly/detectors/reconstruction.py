@@ -55,6 +55,7 @@ class ReconstructionDetector(Detector):
     """
 
     name: ClassVar[str] = "reconstruction"
+    summary: ClassVar[str] = "how badly a window is drawn again, recent rows counting most (S55)"
     needs: ClassVar[str] = "residual"
 
     def __init__(self, half_life: float | None = 2.0) -> None:
@@ -64,6 +65,10 @@ class ReconstructionDetector(Detector):
 
     def fit(self, blocks: Iterable[Encoded]) -> Self:
         return self
+
+    def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
+        """Weighted mean squared residual."""
+        return np.asarray(self.shares(block).sum(axis=1))
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         residual = self._needed(block)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.detectors.base import Detector, Encoded
+from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.detectors.distance import KnnDetector
 
 
@@ -19,6 +19,7 @@ class HeadDetector(Detector):
     """
 
     name: ClassVar[str] = "head"
+    summary: ClassVar[str] = "linear head that learned from labelled events; made by --fine-tune (S33)"
     needs: ClassVar[str] = "embedding"
 
     def __init__(self, weight: NDArray[np.float64], bias: float, seed: int = 7) -> None:
@@ -30,14 +31,13 @@ class HeadDetector(Detector):
         self.bank.fit(blocks)
         return self
 
+    def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
+        """−log of the probability that no event is near."""
+        return np.logaddexp(0, self._needed(block).astype(np.float64) @ self.weight + self.bias)
+
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         """The score, shared out as the distance to the nearest normal windows is."""
-        embedding = self._needed(block)
-        score = np.logaddexp(0, embedding.astype(np.float64) @ self.weight + self.bias)
-        apart = self.bank.shares(block)
-        whole = apart.sum(axis=1, keepdims=True)
-        equal = np.full_like(apart, 1 / apart.shape[1])
-        return score[:, None] * np.divide(apart, whole, out=equal, where=whole > 0)
+        return shared_out(self.anomaly_score(block), self.bank.shares(block))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         settings, arrays = self.bank.to_state()
