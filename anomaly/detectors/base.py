@@ -30,10 +30,13 @@ class Encoded:
 
     def take(self, index: NDArray[np.int64]) -> Encoded:
         """The windows at positions ``index``."""
-        own = (None if part is None else part[index] for part in (self.embedding, self.residual))
-        again, whole = self.again, index
-        within = None if again is None else lambda windows, chosen: again(windows, whole[chosen])
-        return Encoded(self.windows[index], *own, within)
+        again = self.again
+        return Encoded(
+            self.windows[index],
+            None if self.embedding is None else self.embedding[index],
+            None if self.residual is None else self.residual[index],
+            None if again is None else lambda windows, chosen: again(windows, index[chosen]),
+        )
 
 
 class Detector(ABC):
