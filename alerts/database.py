@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from alerts.tables import SCHEMA_VERSION, version
+from alerts.tables import OLDER_VERSIONS, SCHEMA_VERSION, version
 from anomaly.errors import Fault, Unavailable, UsageError
 
 #: Key of the PostgreSQL advisory lock that all writers of this service share.
@@ -52,7 +52,14 @@ class Database:
             yield None
             return
         with self._translated(), self._engine.connect() as connection, connection.begin():
-            yield connection if self._is_ours(connection) else None
+            older = self._is_older(connection)
+            if not older:
+                yield connection if self._is_ours(connection) else None
+        if older:
+            with self.writing():  # brings it to the newest version
+                pass
+            with self._translated(), self._engine.connect() as connection, connection.begin():
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -65,19 +72,24 @@ class Database:
         with self._translated(), self._engine.connect() as plain:
             connection = plain.execution_options(anomaly_writes=True)
             with connection.begin():
-                if not self._is_ours(connection):
+                if self._is_older(connection) or not self._is_ours(connection):
                     migrate(connection)
                 yield connection
+
+    def _is_older(self, connection: sa.Connection) -> bool:
+        """Whether an earlier release of ours made it."""
+        tables = sa.inspect(connection).get_table_names()
+        return "alerts" in tables and _held_version(connection, tables) in OLDER_VERSIONS
 
     def _is_ours(self, connection: sa.Connection) -> bool:
         """False for an empty database; another schema than ours is refused."""
         tables = sa.inspect(connection).get_table_names()
         if not tables:
             return False
-        held = connection.execute(sa.select(version.c.version_num)).scalars().all() if version.name in tables else []
-        if list(held) == [SCHEMA_VERSION]:
+        held = _held_version(connection, tables)
+        if held == SCHEMA_VERSION:
             return True
-        found = f"version {', '.join(held)}" if held else f"tables {', '.join(sorted(tables)[:5])}"
+        found = f"version {held}" if held else f"tables {', '.join(sorted(tables)[:5])}"
         hint = "use the release that made it, or name another database with ANOMALY_DB_URL; nothing was changed"
         raise Unavailable(Fault("E5004", f"an alert database, schema {SCHEMA_VERSION}", found, hint, self.name))
 
@@ -110,8 +122,15 @@ class Database:
             raise Unavailable(fault) from error
 
 
+def _held_version(connection: sa.Connection, tables: list[str]) -> str:
+    """The schema version that a database says it has; "" where it says none."""
+    if version.name not in tables:
+        return ""
+    return ", ".join(connection.execute(sa.select(version.c.version_num)).scalars().all())
+
+
 def migrate(connection: sa.Connection) -> None:
-    """Bring an empty database to the newest schema inside the caller's transaction."""
+    """Bring an empty or older database to the newest schema inside the caller's transaction."""
     from alembic import command
     from alembic.config import Config
 

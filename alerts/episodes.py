@@ -65,7 +65,8 @@ class Episode:
 
     ``start_us`` is the first anomalous row, ``peak_us`` the highest, ``end_us`` the last row at or above the off level.
     ``rows`` counts anomalous rows. ``top_tags`` are (tag, share) of the peak row's score, largest first: of one row, so
-    that they do not depend on where a log was cut. ``open``: the log ended while the episode was on.
+    that they do not depend on where a log was cut. ``open``: the log ended while the episode was on. ``reasons``: what else is
+    known of the peak row, as JSON text that is kept and shown, not read here.
     """
 
     asset: str
@@ -77,6 +78,7 @@ class Episode:
     rows: int
     top_tags: TopTags = ()
     open: bool = False
+    reasons: str = ""
 
 
 def join(one: Episode, other: Episode) -> Episode:
@@ -91,7 +93,7 @@ def join(one: Episode, other: Episode) -> Episode:
     15
     """
     first, second = sorted((one, other), key=lambda e: (e.start_us, -e.end_us))
-    peak = min((one, other), key=lambda e: (-e.peak_score, -e.rows, e.peak_us, e.top_tags))
+    peak = min((one, other), key=lambda e: (-e.peak_score, -e.rows, e.peak_us, e.top_tags, e.reasons))
     last = max((one, other), key=lambda e: (e.end_us, not e.open))
     return replace(
         peak,
@@ -142,7 +144,8 @@ def find_episodes(
 class _Groups:
     """Episodes under way, one per entry, before minimum length is judged.
 
-    ``start, end, peak_time, rows (K,)`` int64, ``peak (K,)`` float64, ``shares (K, C)`` tag shares of the peak's row.
+    ``start, end, peak_time, rows (K,)`` int64, ``peak (K,)`` float64, ``shares (K, C)`` tag shares and ``reasons
+    (K,)`` of the peak's row.
     """
 
     start: NDArray[np.int64]
@@ -151,6 +154,7 @@ class _Groups:
     rows: NDArray[np.int64]
     peak: NDArray[np.float64]
     shares: NDArray[np.float64]
+    reasons: NDArray[np.object_]
 
     def at(self, index: slice) -> _Groups:
         """Some of the entries."""
@@ -159,7 +163,7 @@ class _Groups:
 
 def _no_groups(tags: int) -> _Groups:
     none = np.empty(0, np.int64)
-    return _Groups(none, none, none, none, np.empty(0), np.empty((0, tags)))
+    return _Groups(none, none, none, none, np.empty(0), np.empty((0, tags)), np.empty(0, dtype=object))
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ class _Rows:
     above_off: NDArray[np.bool_]
     scorable: NDArray[np.bool_]
     shares: NDArray[Any]
+    reasons: NDArray[np.object_]
 
 
 class EpisodeTracker:
@@ -190,16 +195,24 @@ class EpisodeTracker:
         self._last_scorable: int | None = None
 
     def update(
-        self, time: ArrayLike, score: ArrayLike, outcome: ArrayLike, reason: ArrayLike, shares: ArrayLike | None = None
+        self,
+        time: ArrayLike,
+        score: ArrayLike,
+        outcome: ArrayLike,
+        reason: ArrayLike,
+        shares: ArrayLike | None = None,
+        reasons: ArrayLike | None = None,
     ) -> None:
         """Follow the next rows.
 
         ``time (n,)`` UTC microseconds, never backwards; ``score (n,)``; ``outcome (n,)`` names or codes (2 = unscorable);
-        ``reason (n,)`` text; ``shares (n, C)`` of the raw score, one column per tag (negative shares count as zero).
+        ``reason (n,)`` text; ``shares (n, C)`` of the raw score, one column per tag (negative shares count as zero);
+        ``reasons (n,)`` JSON text for the rows that may be a peak.
         The threshold is compared in the precision of ``score``, so that a float32 score file gives the same answer.
         """
         t, s, unanswered = _checked(time, score, outcome, reason)
         part = np.zeros((len(t), len(self.tags)), np.float32) if shares is None else np.asarray(shares)
+        told = np.full(len(t), "", dtype=object) if reasons is None else np.asarray(reasons, dtype=object)
         if part.shape != (len(t), len(self.tags)):
             raise ValueError(f"shares: expected shape {(len(t), len(self.tags))}, got {part.shape}")
         if len(t) and (np.any(t[1:] < t[:-1]) or (self._last_time is not None and t[0] < self._last_time)):
@@ -208,7 +221,9 @@ class EpisodeTracker:
         for at in _blocks(len(t)):
             scorable = ~unanswered[at] & ~np.isnan(s[at])
             anomalous, above = scorable & (s[at] >= on_level), scorable & (s[at] >= off_level)
-            self._follow(_Rows(t[at], s[at].astype(np.float64), anomalous, above | anomalous, scorable, part[at]))
+            self._follow(
+                _Rows(t[at], s[at].astype(np.float64), anomalous, above | anomalous, scorable, part[at], told[at])
+            )
 
     def finish(self) -> list[Episode]:
         """All episodes so far, in time order; the last is ``open`` if it is still on. Following may go on afterwards."""
@@ -265,6 +280,7 @@ class EpisodeTracker:
                 rows=int(groups.rows[k]),
                 top_tags=top_shares(groups.shares[k], self.tags, self.top),
                 open=still_on,
+                reasons=str(groups.reasons[k]),
             )
             for k in kept
         ]
@@ -322,6 +338,7 @@ def _grow(current: _Groups, rows: _Rows, member: NDArray[np.bool_], group: NDArr
         rows=_counts(current.rows, of, count),
         peak=peak,
         shares=shares[reached],
+        reasons=np.concatenate((current.reasons, rows.reasons[at]))[reached],
     )
 
 

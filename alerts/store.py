@@ -80,6 +80,7 @@ class Alert:
     state: str
     first_batch: int
     created_at: int
+    reasons: str = ""
 
     def episode(self) -> Episode:
         """The episode that the alert shows."""
@@ -92,11 +93,20 @@ class Alert:
             self.threshold,
             self.rows,
             self.top_tags,
+            reasons=self.reasons,
         )
+
+    def told(self) -> dict[str, Any]:
+        """What is known of its peak: ``tags`` (tag, share, value, low, high, direction) and ``alike`` (asset, time_us,
+        event, distance); empty lists for an alert from before reasons were kept."""
+        return {"tags": [], "alike": []} | (json.loads(self.reasons) if self.reasons else {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values, with ``start``, ``peak``, ``end`` in ISO 8601; an infinite score is None."""
         own = asdict(self) | {name: iso_time(getattr(self, f"{name}_us")) for name in ("start", "peak", "end")}
+        own["reasons"] = self.told()
+        for alike in own["reasons"]["alike"]:
+            alike["time"] = iso_time(alike["time_us"])
         own["top_tags"] = [{"tag": tag, "share": share} for tag, share in self.top_tags]
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in own.items()}
 
@@ -298,6 +308,7 @@ def _columns(episode: Episode) -> dict[str, Any]:
         "threshold": episode.threshold,
         "rows": episode.rows,
         "top_tags": json.dumps(episode.top_tags),
+        "reasons": episode.reasons,
     }
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-#: The newest migration; a database at any other version is refused.
-SCHEMA_VERSION = "0001"
+#: The newest migration; an older database is brought to it, a newer one refused.
+SCHEMA_VERSION = "0002"
+#: Versions that are brought to the newest one when they are opened.
+OLDER_VERSIONS = ("0001",)
 
 metadata = sa.MetaData(
     naming_convention={
@@ -71,6 +73,7 @@ alerts = sa.Table(
     sa.Column("state", sa.String(32), nullable=False),
     sa.Column("first_batch", sa.Integer, sa.ForeignKey("batches.id"), nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("reasons", sa.Text, nullable=False, server_default=""),  # JSON of the peak row, or ""
     sa.UniqueConstraint("asset", "model", "start_us"),
     sa.Index(None, "start_us"),
     sqlite_autoincrement=True,  # a number is never given twice

@@ -16,6 +16,7 @@ from sqlalchemy.schema import CreateTable
 
 import alerts
 from alerts.database import Database
+from alerts.store import AlertStore
 from alerts.tables import SCHEMA_VERSION, metadata
 
 MIGRATIONS = Path(alerts.__file__).parent / "migrations"
@@ -42,6 +43,23 @@ def test_migrations_go_back_to_an_empty_database(tmp_path):
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
         assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+
+
+def test_a_database_of_an_earlier_release_is_brought_up_to_date_with_its_alerts(tmp_path):
+    path, config = tmp_path / "alerts.db", Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with Database(path).writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        connection.execute(sa.text("INSERT INTO batches VALUES (1, 'a', 'm', 'n', 'f', 9, 0, 9, 9, 0, 0, '', 0)"))
+        row = {"asset": "A", "model": "m", "model_name": "n", "start_us": 1, "peak_us": 2, "end_us": 3, "rows": 5}
+        row |= {"peak_score": 4.0, "threshold": 3.0, "top_tags": '[["P", 1.0]]', "state": "new", "first_batch": 1}
+        old = sa.table("alerts", *(sa.column(name) for name in (*row, "created_at")))
+        connection.execute(sa.insert(old).values(**row, created_at=0))
+    (alert,) = AlertStore(path).alerts()
+    assert (alert.asset, alert.top_tags, alert.told()) == ("A", (("P", 1.0),), {"tags": [], "alike": []})
+    with Database(path).reading() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == SCHEMA_VERSION
 
 
 def test_a_path_with_percent_and_spaces_is_migrated(tmp_path):
