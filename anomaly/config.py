@@ -103,11 +103,15 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class DetectorSettings:
-    """Which detector scores what the encoder gives, and its own options."""
+class DetectionSettings:
+    """Which detectors score what the encoder gives, and how their scores become one."""
 
-    name: str = "auto"  # "reconstruction" where the encoder reconstructs, else "knn"; or one of them by name
-    options: dict[str, Any] = field(default_factory=dict)
+    detectors: tuple[str, ...] = ("auto",)  # names; "auto" takes those that fit the encoder
+    options: dict[str, Any] = field(default_factory=dict)  # a table per detector, by its name
+    fusion: str = "mean"  # "mean", "max", "fisher" or "weighted"
+    weights: tuple[float, ...] = ()  # one per detector, for "weighted"
+    modes: int = 0  # operating modes whose scores are scaled apart; 0 knows none, -1 finds their number
+    half_life: float = 0.0  # rows after which a score counts half in the smoothed one; 0 leaves scores as they are
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Settings:
     split: SplitSettings = SplitSettings()
     encoder: EncoderSettings = EncoderSettings()
     training: TrainingSettings = TrainingSettings()
-    detector: DetectorSettings = DetectorSettings()
+    detection: DetectionSettings = DetectionSettings()
     fine_tuning: FineTuningSettings = FineTuningSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     episodes: EpisodeSettings = EpisodeSettings()
@@ -213,14 +217,23 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin = typing.get_origin(option) or option
-        if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-            return tuple(value)
+        if origin is tuple and isinstance(value, list | tuple):
+            kind = typing.get_args(option)[0]
+            numbers = kind is float and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+            if numbers or all(isinstance(v, kind) for v in value):
+                return tuple(kind(v) for v in value)
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if origin is not tuple and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
             return value
     names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
     raise UsageError(Fault("E2002", f"{where} as {names}", repr(value)))
+
+
+def _weigh(weights: tuple[float, ...], names: tuple[str, ...]) -> bool:
+    """Whether there is a usable weight for each name; what "auto" stands for is not known here."""
+    right = len(weights) == len(names) or "auto" in names
+    return right and min(weights, default=0) >= 0 and sum(weights) > 0
 
 
 def _check(s: Settings) -> None:
@@ -231,6 +244,7 @@ def _check(s: Settings) -> None:
         "log.unlabelled": (s.log.unlabelled, ("unknown", "normal")),
         "training.optimizer": (s.training.optimizer, ("adam", "adamw", "sgd")),
         "training.schedule": (s.training.schedule, ("constant", "cosine")),
+        "detection.fusion": (s.detection.fusion, ("mean", "max", "fisher", "weighted")),
         "threshold.rule": (s.threshold.rule, ("pr_curve", "budget", "fixed")),
     }
     for name, (value, choices) in allowed.items():
@@ -257,6 +271,12 @@ def _check(s: Settings) -> None:
         ("fine_tuning.learning_rate", 0 < s.fine_tuning.learning_rate < 1, "between 0 and 1",
          s.fine_tuning.learning_rate),
         ("fine_tuning.strength", s.fine_tuning.strength > 0, "above 0", s.fine_tuning.strength),
+        ("detection.detectors", len(set(s.detection.detectors)) == len(s.detection.detectors) > 0,
+         "at least one name, each once", s.detection.detectors),
+        ("detection.weights", s.detection.fusion != "weighted" or _weigh(s.detection.weights, s.detection.detectors),
+         "one number of at least 0 per detector, not all 0", s.detection.weights),
+        ("detection.modes", -1 <= s.detection.modes <= 100, "-1 to 100", s.detection.modes),
+        ("detection.half_life", s.detection.half_life >= 0, "at least 0 rows", s.detection.half_life),
         ("threshold.beta", s.threshold.beta > 0, "above 0", s.threshold.beta),
         ("threshold.budget", s.threshold.budget > 0, "above 0 episodes per asset and day", s.threshold.budget),
         ("threshold.value", s.threshold.rule != "fixed" or s.threshold.value is not None,

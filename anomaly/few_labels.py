@@ -19,6 +19,7 @@ from anomaly.encoders.base import Encoder
 from anomaly.errors import Fault, UsageError
 from anomaly.metrics import average_precision
 from anomaly.model import AnomalyModel
+from anomaly.scores.past_events import PastWindows
 
 if TYPE_CHECKING:
     from anomaly.encoders.fine_tuning import LabelledWindows
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: Labelled windows that are kept of a part, of either kind.
 _MOST = 6000
 _BATCH = 4096
+#: What an alert is compared with: it travels with the model.
+_PAST_EVENTS, _PAST_NORMAL = 200, 300
 
 
 def fine_tune_model(
@@ -44,13 +47,49 @@ def fine_tune_model(
     verdicts = None if settings.verdicts is None else read_verdicts(Path(settings.verdicts))
     parts = {part: _labelled(store, prepare, part, verdicts, seed) for part in ("train", "validation")}
     later = parts["validation"].windows
-    scores = [model.raw_scores(later[i : i + _BATCH])[0] for i in range(0, len(later), _BATCH)]
+    scores = [
+        model.ensemble.fused(model.ensemble.alone(model.encode(later[i : i + _BATCH])))
+        for i in range(0, len(later), _BATCH)
+    ]
     baseline = np.concatenate(scores) if scores else np.empty(0)
     tuned = fine_tune(
         model.encoder, parts["train"], parts["validation"], baseline, settings, average_precision, seed=seed
     )
     head = HeadDetector(tuned.head.weight, tuned.head.bias, seed) if tuned.used and tuned.head else None
     return (tuned.encoder if head else model.encoder), head, f"fine-tuning: {tuned.reason}"
+
+
+def past_windows(store: WindowStore, model: AnomalyModel, prepare: Preparation, seed: int) -> PastWindows:
+    """A few windows of each event, and a uniform sample of normal ones, of the train and validation parts, embedded: what
+    an alert is compared with. At most 200 events, the first complete window that ends in each."""
+    normal = Reservoir(_PAST_NORMAL, seed)
+    found: list[tuple[NDArray[np.float32], int, str]] = []
+    for part in ("train", "validation"):
+        before: tuple[str, int] = ("", -1)  # asset and number of the event that was met last
+        for block in store.window_blocks(part, prepare=prepare):
+            ends = block.starts + store.lookback - 1
+            rows = store.rows(block.asset, int(ends[0]), int(ends[-1]) + 1)
+            kind, time = rows.kind[ends - ends[0]], rows.time[ends - ends[0]]
+            asset = np.full(len(time), block.asset, dtype=object)
+            quiet = block.kind == NORMAL
+            normal.add(block.values[quiet], time[quiet], asset[quiet])
+            starts = store.events(block.asset)[:, 0]
+            number = np.searchsorted(starts, time, side="right") - 1
+            for i in np.flatnonzero(kind == EVENT):
+                if (block.asset, int(number[i])) != before and len(found) < _PAST_EVENTS:
+                    before = (block.asset, int(number[i]))
+                    found.append((block.values[i], int(time[i]), block.asset))
+    kept = list(normal.columns) if normal.columns else []
+    if found:
+        own = (np.stack([w for w, _, _ in found]), np.array([t for _, t, _ in found]))
+        events = [*own, np.array([a for _, _, a in found], dtype=object)]
+        kept = [np.concatenate(pair) for pair in zip(kept, events, strict=True)] if kept else events
+    if not kept:
+        return PastWindows.none()
+    windows, time, asset = kept
+    embedded = np.concatenate([model.encoder.embed(windows[i : i + _BATCH]) for i in range(0, len(windows), _BATCH)])
+    event = np.arange(len(windows)) >= len(windows) - len(found)
+    return PastWindows(embedded, time.astype(np.int64), asset, event)
 
 
 def _labelled(

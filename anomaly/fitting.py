@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from anomaly.config import DetectorSettings, Settings, TrainingSettings
+from anomaly.config import DetectionSettings, Settings, TrainingSettings
 from anomaly.data.audit import RowAudit
 from anomaly.data.contract import EVENT, LEAD, NORMAL
 from anomaly.data.reservoir import Reservoir
@@ -22,17 +23,19 @@ from anomaly.data.scaling import RowPreparer
 from anomaly.data.store import RowBlock, WindowBlock, WindowStore
 from anomaly.data.vocabulary import Vocabulary
 from anomaly.detectors import build_detector
-from anomaly.detectors.base import Detector
 from anomaly.encoders import build_encoder
 from anomaly.encoders.base import Encoder, TrainingBatch, TrainingData, TrainingHistory, WindowShape
+from anomaly.ensemble import Ensemble
 from anomaly.errors import Fault, InputRefused, UsageError
-from anomaly.few_labels import fine_tune_model
+from anomaly.few_labels import fine_tune_model, past_windows
 from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows, StreamScorer, prepared_rows
 from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.thresholds import Threshold, choose_threshold, fixed_threshold
 
 #: Told the stage ("scaler", "encoder", …), what is done and what there is to do.
 Progress = Callable[[str, int, int], None]
+
+Item = TypeVar("Item")
 
 _CANARY_ROWS = 64
 _REFERENCE_ROWS = 5000
@@ -43,7 +46,8 @@ class PartScores:
     """What a part of the log scored, row by row, without the rows themselves.
 
     ``time (n,)`` int64 microseconds; ``asset (n,)`` str; ``score (n,)`` float32, NaN where unscorable;
-    ``outcome (n,)`` int8 of model.OUTCOMES; ``kind (n,)`` int8 of data.contract.
+    ``outcome (n,)`` int8 of model.OUTCOMES; ``kind (n,)`` int8 of data.contract; ``alone (n, D)`` float32 what each
+    detector says by itself.
     """
 
     part: str
@@ -52,14 +56,16 @@ class PartScores:
     score: NDArray[np.float32]
     outcome: NDArray[np.int8]
     kind: NDArray[np.int8]
+    alone: NDArray[np.float32]
 
     @classmethod
     def collect(cls, part: str, blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]]) -> PartScores:
         """Keep the row-wise answers of many scored blocks and let the rest go."""
-        kept = [(r.time, r.asset, r.score, r.outcome, kind) for r, kind in blocks]
-        empty = (np.int64, object, np.float32, np.int8, np.int8)
+        kept = [(r.time, r.asset, r.score, r.outcome, kind, r.alone) for r, kind in blocks]
         if not kept:
-            return cls(part, *(np.empty(0, dtype=t) for t in empty))
+            none, codes = np.empty(0, np.int64), np.empty(0, np.int8)
+            scores = np.empty((0, 0), np.float32)
+            return cls(part, none, none.astype(object), scores.ravel(), codes, codes, scores)
         return cls(part, *(np.concatenate(column) for column in zip(*kept, strict=True)))
 
 
@@ -98,41 +104,92 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
         settings=settings,
         preparer=preparer,
         encoder=encoder,
-        detector=_detector(settings.detector, encoder),
-        calibrator=TailCalibrator(),
+        ensemble=_ensemble(settings.detection, encoder, windows, settings.training.seed),
+        calibrator=None,
         threshold=fixed_threshold(0.0),
         max_gap_us=store.max_gap_us,
         vocabulary=vocabulary,
         reference=_reference(store, preparer, settings.training.seed),
         audits={"scaler": preparer.audit_, "encoder": audit},
     )
-    model.detector.fit(model.encode(batch.windows) for batch in windows.training(0))
-    notices = []
-    if settings.fine_tuning.enabled or settings.fine_tuning.verdicts:
-        tuned = fine_tune_model(model, store, windows.prepare, settings.fine_tuning, settings.training.seed)
-        encoder, head, reason = tuned
-        notices.append(reason)
-        if head is not None:
-            model.encoder, model.detector = encoder, head
-            head.fit(model.encode(batch.windows) for batch in windows.training(0))
-    progress("calibration", 0, 1)
-    model.calibrator.fit(np.concatenate([model.raw_scores(b.windows)[0] for b in windows.validation(0)]))
-    progress("calibration", 1, 1)
+    _fit_detectors(model, windows, progress)
+    notices = _fine_tuned(model, store, windows, settings, progress)
+    model.past = past_windows(store, model, windows.prepare, settings.training.seed)
     blocks = stream_part(store, model, "validation", progress)
     validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
     model.threshold = _pick_threshold(store, settings, validation)
     model.canary, model.seen = _canary(store), _seen(store)
-    return Fitted(model, history, _with_outcomes(validation, model.threshold), tuple(notices))
+    return Fitted(model, history, _with_outcomes(validation, model.threshold), notices)
 
 
-def _detector(settings: DetectorSettings, encoder: Encoder) -> Detector:
-    """The detector that the settings name, or the one that fits the encoder."""
-    fitting = "reconstruction" if encoder.can_reconstruct else "knn"
-    detector = build_detector(fitting if settings.name == "auto" else settings.name, **settings.options)
-    if detector.needs == "residual" and not encoder.can_reconstruct:
-        hint = "choose the detector knn, or an encoder that reconstructs (dense_ae)"
-        raise UsageError(Fault("E2002", "a detector that scores embeddings", detector.name, hint))
-    return detector
+def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWindows, seed: int) -> Ensemble:
+    """The detectors that the settings name, or those that fit the encoder, and the operating modes they are scaled by."""
+    names = [name for wanted in settings.detectors for name in (fitting(encoder) if wanted == "auto" else (wanted,))]
+    unused = [name for name in settings.options if name not in names]
+    if unused:
+        hint = f"the detectors are {', '.join(names)}"
+        raise UsageError(Fault("E2002", "detection.options of a detector in use", unused[0], hint))
+    detectors = [build_detector(name, **settings.options.get(name, {})) for name in dict.fromkeys(names)]
+    for detector in detectors:
+        if detector.needs == "residual" and not encoder.can_reconstruct:
+            hint = "choose the detector knn, or an encoder that reconstructs (dense_ae)"
+            raise UsageError(Fault("E2002", "a detector that scores embeddings", detector.name, hint))
+    space = None
+    if settings.modes:
+        from anomaly.embeddings.space import Space
+
+        embedded = Repeated(lambda: (encoder.embed(batch.windows) for batch in windows.training(0)))
+        space = Space.fit(embedded, clusters=None if settings.modes < 0 else settings.modes, seed=seed)
+    try:
+        return Ensemble(detectors, settings.fusion, settings.weights, space)
+    except ValueError as error:
+        raise UsageError(Fault("E2002", "detection.weights that fit the detectors", error)) from error
+
+
+def fitting(encoder: Encoder) -> tuple[str, ...]:
+    """Names of the detectors that are taken where none is named."""
+    return ("reconstruction", "knn") if encoder.can_reconstruct else ("knn",)
+
+
+class Repeated(Generic[Item]):
+    """An iterable that begins anew each time it is read."""
+
+    def __init__(self, make: Callable[[], Iterator[Item]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Item]:
+        return self._make()
+
+
+def _fit_detectors(model: AnomalyModel, windows: PreparedWindows, progress: Progress) -> None:
+    """Detectors on normal training windows, their calibration on the held-back normal windows of validation."""
+    progress("detectors", 0, 1)
+    model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0))))
+    progress("detectors", 1, 1)
+    progress("calibration", 0, 1)
+    fused = model.ensemble.calibrate(model.encode(batch.windows) for batch in windows.validation(0))
+    model.calibrator = None
+    if model.settings.detection.half_life:
+        blocks = stream_part(windows.store, model, "validation", calibrated=False)
+        # Rows as they will be scored: whole windows of normal operation, smoothed as the stream smooths them.
+        fused = np.concatenate([r.score[(b.kind == NORMAL) & (r.reason == "")] for b, r in blocks]).astype(np.float64)
+    if len(model.ensemble.detectors) > 1 or model.settings.detection.half_life:
+        model.calibrator = TailCalibrator().fit(fused)
+    progress("calibration", 1, 1)
+
+
+def _fine_tuned(
+    model: AnomalyModel, store: WindowStore, windows: PreparedWindows, settings: Settings, progress: Progress
+) -> tuple[str, ...]:
+    """Put the fine-tuned encoder and its head into the model where they are used; says why, or why not."""
+    if not (settings.fine_tuning.enabled or settings.fine_tuning.verdicts):
+        return ()
+    tuned = fine_tune_model(model, store, windows.prepare, settings.fine_tuning, settings.training.seed)
+    encoder, head, reason = tuned
+    if head is not None:
+        model.encoder, model.ensemble = encoder, Ensemble([head])
+        _fit_detectors(model, windows, progress)
+    return (reason,)
 
 
 def _fit_preparer(store: WindowStore, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
@@ -224,10 +281,10 @@ def _window_audit(store: WindowStore, windows: PreparedWindows) -> RowAudit:
 
 
 def stream_part(
-    store: WindowStore, model: AnomalyModel, part: str, progress: Progress = silent
+    store: WindowStore, model: AnomalyModel, part: str, progress: Progress = silent, calibrated: bool = True
 ) -> Iterator[tuple[RowBlock, ScoredRows]]:
     """Score the rows of a part, block by block, as the stream would: the rows just before it serve as history."""
-    scorer, history, total, done = model.stream(), model.lookback - 1, store.n_part_rows(part), 0
+    scorer, history, total, done = model.stream(calibrated), model.lookback - 1, store.n_part_rows(part), 0
     asset = None
     for block in store.row_blocks(part):
         if block.asset != asset and block.start and history:

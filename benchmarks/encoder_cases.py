@@ -31,8 +31,9 @@ from anomaly.detectors import build_detector
 from anomaly.encoders import build_encoder
 from anomaly.encoders.base import Encoder, EpochReport, TrainingData, TrainingHistory
 from anomaly.encoders.probes import compared_representations, grouped_folds, probe_table
+from anomaly.ensemble import Ensemble
 from anomaly.errors import Fault, UsageError
-from anomaly.fitting import PreparedWindows
+from anomaly.fitting import PreparedWindows, Repeated
 from anomaly.intervals import from_flags
 from anomaly.metrics import average_precision, roc_auc, time_blocks
 from anomaly.model import AnomalyModel
@@ -276,19 +277,21 @@ def _encoder(name: str, front: str) -> Encoder:
 
 def _row_scores(stage: Stage, encoder: Encoder, detector: str) -> Scores:
     """Uncalibrated causal scores of every row of the test log, NaN where the product would not score."""
+    ensemble = Ensemble([build_detector(detector)])
+    ensemble.calibrators = (Uncalibrated(),)
     model = AnomalyModel(
         contract=stage.windows.store.contract,
         settings=stage.settings,
         preparer=stage.windows.preparer,
         encoder=encoder,
-        detector=build_detector(detector),
-        calibrator=Uncalibrated(),
+        ensemble=ensemble,
+        calibrator=None,
         threshold=fixed_threshold(0.0),
         max_gap_us=stage.windows.store.max_gap_us,
         vocabulary=stage.windows.vocabulary,
         reference=np.empty((0, 0), np.float32),
     )
-    model.detector.fit(model.encode(batch.windows) for batch in stage.windows.training(0))
+    ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in stage.windows.training(0))))
     return model.stream().score(stage.test).score.astype(np.float64)
 
 

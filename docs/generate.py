@@ -6,6 +6,7 @@ A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import tomllib
@@ -18,6 +19,7 @@ import typer
 
 from anomaly import errors
 from anomaly.config import Settings
+from anomaly.detectors import DETECTORS, detector_class
 from anomaly.encoders import ENCODERS, encoder_class
 from anomaly.encoders.base import Option
 from pipelines.cli import app
@@ -41,7 +43,8 @@ _HELP_WIDTH = 100
 _OTHER_FLAGS = {
     "encoder.name": "encoder",
     "encoder.front": "front",
-    "detector.name": "detector",
+    "detection.detectors": "detectors",
+    "detection.fusion": "fusion",
     "fine_tuning.enabled": "fine_tune",
     "fine_tuning.verdicts": "verdicts",
     "threshold.value": "threshold",
@@ -93,7 +96,7 @@ def _default(value: Any) -> str:
     if value is None:
         return "not set"
     if isinstance(value, tuple | dict):
-        return "empty"
+        return f"`{list(value)}`".replace("'", '"') if value else "empty"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
 
 
@@ -158,6 +161,19 @@ def encoder_list() -> str:
     return "\n".join(lines)
 
 
+def detector_list() -> str:
+    """Every detector: what it measures, what it reads, its options with their defaults."""
+    lines = ["| detector | what it measures | reads | sensors named for | options |", "|---|---|---|---|---|"]
+    for name in DETECTORS:
+        kind = detector_class(name)
+        options = [
+            f"`{p.name}` = {p.default!r}" for p in inspect.signature(kind).parameters.values() if p.default is not p.empty
+        ]
+        named = "scores of 1 and more" if kind.dear else "every row"
+        lines.append(_row(f"`{name}`", kind.summary, kind.needs, named, ", ".join(options) or "–"))
+    return "\n".join(lines)
+
+
 def _allowed(option: Option) -> str:
     if option.choices:
         return ", ".join(f"`{choice}`" for choice in option.choices)
@@ -173,6 +189,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": setting_tables,
     "commands": command_sections,
     "encoders": encoder_list,
+    "detectors": detector_list,
 }
 
 

@@ -107,9 +107,13 @@ def with_log_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _settings(config: Path | None, flags: dict[str, Any]) -> Settings:
     window = {name: flags.pop(name) for name in _WINDOW}
     for name in _LISTS:
-        if flags[name] is not None:
-            flags[name] = tuple(t.strip() for t in flags[name].split(",") if t.strip())
+        flags[name] = _listed(flags[name])
     return (Settings.from_toml(config) if config else Settings()).changed(log=flags, window=window)
+
+
+def _listed(text: str | None) -> tuple[str, ...] | None:
+    """The names of a comma separated flag; None where it was not given."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _finish(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> None:
@@ -165,7 +169,13 @@ def train(
         str | None,
         typer.Option(help="Local normalisation: none, demean, detrend, normalise, trailing or differences."),
     ] = None,
-    detector: Annotated[str | None, typer.Option(help="auto (by the encoder), reconstruction or knn.")] = None,
+    detectors: Annotated[
+        str | None,
+        typer.Option(help="Detectors, comma separated, or auto (by the encoder); docs/detectors.md lists them."),
+    ] = None,
+    fusion: Annotated[
+        str | None, typer.Option(help="How their scores become one: mean, max, fisher or weighted.")
+    ] = None,
     fine_tune: Annotated[
         bool | None,
         typer.Option("--fine-tune", help="Learn from the labelled events of the train part too, if validation gains."),
@@ -189,7 +199,7 @@ def train(
 
     settings = settings.changed(
         encoder={"name": encoder, "front": front},
-        detector={"name": detector},
+        detection={"detectors": _listed(detectors), "fusion": fusion},
         fine_tuning={"enabled": fine_tune, "verdicts": verdicts},
         training={"epochs": epochs, "seed": seed, "learning_curve": learning_curve},
         threshold={"rule": rule, "budget": budget, "value": threshold},

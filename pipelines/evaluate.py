@@ -104,6 +104,7 @@ class Judge:
             model.threshold.value,
             episodes={asset: as_intervals(own) for asset, own in spans.items()},
             baseline_scores={name: np.concatenate([np.empty(0), *own]) for name, own in self._baselines.items()},
+            detector_scores=alone_scores(scored, model),
             merge_gap_us=round(model.settings.episodes.merge_gap * model.contract.period_us),
             notes=[*notes, *self._why_unscored()],
             seed=model.settings.training.seed,
@@ -114,6 +115,12 @@ class Judge:
         """A note with the commonest reasons why rows have no score."""
         found = [f"{reason} ({n})" for reason, n in self._unscored.most_common(_REASONS)]
         return [f"why rows could not be scored: {'; '.join(found)}"] if found else []
+
+
+def alone_scores(scored: PartScores, model: AnomalyModel) -> dict[str, NDArray[np.float32]]:
+    """What each detector says by itself, by its name; nothing where the model has only one."""
+    names = model.ensemble.names
+    return {name: scored.alone[:, d] for d, name in enumerate(names)} if len(names) > 1 and len(scored.alone) else {}
 
 
 def scored_part(scored: PartScores, events: PerAsset, model: AnomalyModel) -> ScoredPart:

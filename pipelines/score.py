@@ -6,6 +6,7 @@ between is finished by running the same command again.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from alerts.episodes import Episode, EpisodeRules, EpisodeTracker
 from alerts.store import AlertStore, BatchRecord
@@ -26,8 +28,9 @@ from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
-from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows
-from anomaly.scores.explain import top_shares
+from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
+from anomaly.scores.explain import tag_reasons, top_shares
+from anomaly.stream import Evidence
 from pipelines.ingest import log_files
 
 SCORES_SCHEMA = pa.schema(
@@ -136,6 +139,7 @@ class Trackers:
 
     def __init__(self, model: AnomalyModel) -> None:
         self._model, self._own = model, dict[str, EpisodeTracker]()
+        self._ranges = model.normal_ranges()
 
     def update(self, rows: ScoredRows) -> None:
         """Follow the next scored rows; an asset's repeated times count once."""
@@ -143,7 +147,15 @@ class Trackers:
             mine = rows.take(rows.asset == asset)
             mine = mine.take(np.concatenate(([True], mine.time[1:] != mine.time[:-1])))
             tracker = self._own.setdefault(asset, self._new(asset))
-            tracker.update(mine.time, mine.score, OUTCOMES[mine.outcome], mine.reason, mine.shares)
+            told = np.full(len(mine.time), "", dtype=object)
+            for i in np.flatnonzero(mine.evidence != None):  # noqa: E711  an array is compared element by element
+                told[i] = self._reasons(mine.shares[i], mine.evidence[i])
+            tracker.update(mine.time, mine.score, OUTCOMES[mine.outcome], mine.reason, mine.shares, told)
+
+    def _reasons(self, shares: NDArray[np.float32], evidence: Evidence) -> str:
+        """What an alert says of its peak, as JSON text."""
+        tags = tag_reasons(shares, evidence.values, *self._ranges, self._model.contract.tags)
+        return json.dumps({"tags": [t.to_dict() for t in tags], "alike": [a.to_dict() for a in evidence.alike]})
 
     def _new(self, asset: str) -> EpisodeTracker:
         model = self._model
@@ -200,9 +212,9 @@ class Coverage:
 
 
 def _tag_lists(rows: ScoredRows, model: AnomalyModel) -> pa.ListArray:
-    """The largest shares of every row as lists of (tag, share); empty where unscorable. No Python loop over rows."""
+    """The largest shares of every row as lists of (tag, share); empty where it has none. No Python loop over rows."""
     column, share = top_shares(rows.shares)
-    scorable = rows.outcome != UNSCORABLE
+    scorable = has_shares(rows)
     offsets = np.concatenate(([0], np.cumsum(scorable * column.shape[1]))).astype(np.int32)
     tags = pa.array(model.contract.tags, pa.string()).take(pa.array(column[scorable].ravel()))
     pairs = pa.StructArray.from_arrays([tags, pa.array(share[scorable].ravel(), pa.float32())], ["tag", "share"])

@@ -33,6 +33,7 @@ _STAGES = {
     "ingest": "writing the window store",
     "scaler": "fitting the scaler",
     "encoder": "training (epochs)",
+    "detectors": "fitting the detectors",
     "calibration": "calibrating",
     "validation": "scoring the validation part",
     "test": "scoring the test part",
@@ -182,6 +183,12 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
             label = _FIGURES.get(name, name.replace("_", " "))
             table.add_row(label, shown(figure["value"]), _interval(figure, shown), *others, str(figure["count"]))
     _out.print(table)
+    for name, own in evaluation.get("detectors", {}).items():
+        figure = own["average_precision"]
+        if figure["value"] is not None:
+            _out.print(
+                f"{escape(name)} by itself: average precision {_number(figure['value'])} ({_interval(figure, _number)})"
+            )
     for note in evaluation.get("notes", ()):
         _out.print(f"[dim]note[/dim] {escape(note)}")
 
@@ -331,3 +338,22 @@ def show_alert(a: Alert) -> None:
     _out.print(f"[bold]alert {a.id}[/bold]")
     for name, text in lines:
         _out.print(f"  {name:<10} {escape(text)}")
+    told = a.told()
+    _reasons(told["tags"])
+    for alike in told["alike"]:
+        what = "past event" if alike["event"] else "normal operation"
+        near = f"{alike['distance']:.1f} times as far as normal operation is from itself"
+        _out.print(f"  {'looks like':<10} {what} of {moment(alike['time_us'])} UTC, {escape(alike['asset'])}: {near}")
+
+
+def _reasons(tags: list[dict[str, Any]]) -> None:
+    """What the sensors did at the peak."""
+    if not tags:
+        return
+    said = {"high": "above its normal range", "low": "below its normal range", "pattern": "in range, unusual pattern"}
+    table = _table("", "tag", "share", "value at the peak", "normal range (98 % of rows)", "")
+    for own in tags:
+        low, high, value = (_number(own[name]) for name in ("low", "high", "value"))
+        cells = (" ", own["tag"], f"{own['share']:.0%}", value, f"{low} to {high}", said[own["direction"]])
+        table.add_row(*(escape(c) for c in cells))
+    _out.print(table)

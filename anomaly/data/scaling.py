@@ -140,6 +140,15 @@ class RowPreparer:
         limit = float(np.finfo(np.float32).max)
         return np.nan_to_num(np.clip(z, -limit, limit), nan=0.0).astype(np.float32)
 
+    def inverse(self, scaled: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Scaled values ``(…, C)`` in the tags' own units again."""
+        center, scale, _ = self._fitted()
+        z = np.asarray(scaled, dtype=np.float64)
+        if self.compress:
+            beyond = np.maximum(np.abs(z) - _LINEAR, 0)
+            z = np.where(beyond > 0, np.sign(z) * (_LINEAR + np.expm1(beyond)), z)
+        return center + scale * z
+
     def absent(self, age: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which values are older than is usual for their tag; ``age`` has the tags last, any shape before."""
         return age > self._fitted()[2]

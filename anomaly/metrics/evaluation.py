@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class Evaluation:
     random_split: bool = False
     notes: tuple[str, ...] = ()
     rows_id: str = ""
+    detectors: dict[str, Figures] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values: NaN becomes None."""
@@ -113,7 +114,8 @@ class Evaluation:
         for name in ("prevalence", "threshold", "days"):
             plain[name] = number(plain[name])
         plain["figures"] = _plain(self.figures)
-        plain["baselines"] = {name: _plain(own) for name, own in self.baselines.items()}
+        for name in ("baselines", "detectors"):
+            plain[name] = {who: _plain(own) for who, own in plain[name].items()}
         plain["confusion"] = dict(self.confusion.__dict__)
         plain["outcomes"] = [dict(o.__dict__) for o in self.outcomes]
         plain["notes"] = list(self.notes)
@@ -130,6 +132,7 @@ def evaluate(
     *,
     episodes: ev.PerAsset | None = None,
     baseline_scores: Mapping[str, NDArray[np.floating]] | None = None,
+    detector_scores: Mapping[str, NDArray[np.floating]] | None = None,
     merge_gap_us: int = 0,
     grace_us: int = 0,
     random_split: bool = False,
@@ -140,16 +143,18 @@ def evaluate(
 
     ``episodes`` ``{asset: (k, 2)}`` half-open microseconds are what the alert rules made of the scores; without them, and
     for the baselines, episodes are runs of flagged rows joined over ``merge_gap_us``. ``baseline_scores`` ``{name: (n,)}``
-    are ranked as they are, and flag as many rows as the model flagged on the same rows. ``grace_us``: an episode that
+    are ranked as they are, and flag as many rows as the model flagged on the same rows; so do ``detector_scores``, what
+    each detector of the model says by itself. ``grace_us``: an episode that
     begins so soon after an event is not a false one.
     """
-    names, given = list(baseline_scores or {}), list((baseline_scores or {}).values())
-    rows, ordered = rows.in_order(*given)
+    given, alone = dict(baseline_scores or {}), dict(detector_scores or {})
+    rows, ordered = rows.in_order(*given.values(), *alone.values())
+    given, alone = dict(zip(given, ordered, strict=False)), dict(zip(alone, ordered[len(given) :], strict=True))
     judge = _Judge(rows, merge_gap_us, grace_us, seed)
     flags = judge.scored & (rows.score >= threshold)
     found = judge.intervals(flags) if episodes is None else dict(episodes)
     figures = judge.figures(rows.score, flags, found)
-    baselines = _baselines(judge, int(flags.sum()), dict(zip(names, ordered, strict=True)))
+    baselines = _baselines(judge, int(flags.sum()), given)
     matrix = judge.confusion(flags)
     result = Evaluation(
         part=rows.part,
@@ -171,6 +176,7 @@ def evaluate(
         outcomes=tuple(judge.outcomes(found)),
         random_split=random_split,
         rows_id=_rows_id(rows),
+        detectors=_at_equal_rate(judge, int(flags.sum()), alone),
     )
     return replace(result, notes=(*notes, *_notes(result)))
 
@@ -296,6 +302,12 @@ def _baselines(judge: _Judge, k: int, scores: Mapping[str, NDArray[np.floating]]
         "never": _constant(judge, np.zeros_like(judge.scored)),
         "random": _random(judge, k),
     }
+    return made | _at_equal_rate(judge, k, scores)
+
+
+def _at_equal_rate(judge: _Judge, k: int, scores: Mapping[str, NDArray[np.floating]]) -> dict[str, Figures]:
+    """The figures of each score when it flags its ``k`` highest rows."""
+    made = {}
     for name, score in scores.items():
         flags = judge.highest(score, k)
         made[name] = judge.figures(score, flags, judge.intervals(flags))

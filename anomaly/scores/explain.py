@@ -1,8 +1,10 @@
-"""Which sensors a score came from: the largest shares of every row, by name."""
+"""Which sensors a score came from: the largest shares of every row, by name, and what those sensors did."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,3 +35,65 @@ def top_tags(shares: NDArray[np.float32], tags: Sequence[str], k: int = 3) -> li
         [(tags[c], f) for c, f in zip(row, parts, strict=True)]
         for row, parts in zip(columns.tolist(), fractions.tolist(), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class TagReason:
+    """What one sensor had to do with an alert.
+
+    ``share`` of the score; ``value`` at the peak, held, in the sensor's own unit; ``low`` and ``high``: what it is
+    between in 98 of 100 normal rows; ``direction``: "high" or "low" outside that range, "pattern" inside it, where not
+    the value but how it moves, or moves with others, is unusual.
+    """
+
+    tag: str
+    share: float
+    value: float | None
+    low: float | None
+    high: float | None
+    direction: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-ready values."""
+        return asdict(self)
+
+
+def tag_reasons(
+    shares: NDArray[np.floating],
+    values: NDArray[np.floating],
+    low: NDArray[np.floating],
+    high: NDArray[np.floating],
+    tags: Sequence[str],
+    k: int = 5,
+) -> list[TagReason]:
+    """The sensors with the largest ``shares (C,)`` of one row, largest first; ``values``, ``low``, ``high (C,)``.
+
+    >>> reasons = tag_reasons(np.array([1.0, 3.0]), np.array([5.0, 9.0]), np.zeros(2), np.full(2, 6.0), ["a", "b"])
+    >>> [(r.tag, r.share, r.direction) for r in reasons]
+    [('b', 0.75, 'high'), ('a', 0.25, 'pattern')]
+    """
+    total = float(shares.sum())
+    order = np.argsort(-shares, kind="stable")[:k]
+    return [
+        TagReason(
+            tags[c],
+            round(float(shares[c]) / total, 4),
+            _shown(values[c]),
+            _shown(low[c]),
+            _shown(high[c]),
+            _direction(float(values[c]), float(low[c]), float(high[c])),
+        )
+        for c in order
+        if shares[c] > 0
+    ]
+
+
+def _direction(value: float, low: float, high: float) -> str:
+    if value > high:
+        return "high"
+    return "low" if value < low else "pattern"
+
+
+def _shown(value: float) -> float | None:
+    """Six digits, None for what is missing."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from small_plant import SMALL
 
-from anomaly.config import DetectorSettings, FineTuningSettings
+from anomaly.config import DetectionSettings, FineTuningSettings
 from anomaly.data.reading.verdicts import read_verdicts
 from anomaly.data.store import WindowStore
 from anomaly.errors import InputRefused, UsageError
@@ -18,7 +18,7 @@ from anomaly.few_labels import _labelled
 from anomaly.fitting import PreparedWindows, fit_model
 from anomaly.model import AnomalyModel
 
-WEAK = replace(SMALL, detector=DetectorSettings("knn"), training=replace(SMALL.training, epochs=2))
+WEAK = replace(SMALL, detection=DetectionSettings(("knn",)), training=replace(SMALL.training, epochs=2))
 
 
 def test_s33_the_reason_is_said_and_the_model_scores_the_same_from_its_parts(store_path: Path, frame, tmp_path: Path):
@@ -26,7 +26,7 @@ def test_s33_the_reason_is_said_and_the_model_scores_the_same_from_its_parts(sto
     with WindowStore.open(store_path) as store:
         fitted = fit_model(store, settings, tmp_path / "work")
     [notice] = fitted.notices
-    used = fitted.model.detector.name == "head"
+    used = fitted.model.ensemble.names == ("head",)
     assert notice.startswith("fine-tuning: ") and (("not used" in notice) != used)
     again = AnomalyModel.from_parts(*fitted.model.to_parts())
     scores = again.score_frame(frame[-300:])["anomaly_score"].to_numpy()
@@ -38,7 +38,7 @@ def test_too_few_events_change_nothing_and_say_so(store_path: Path, tmp_path: Pa
     settings = replace(WEAK, fine_tuning=FineTuningSettings(enabled=True, least_events=999))
     with WindowStore.open(store_path) as store:
         fitted = fit_model(store, settings, tmp_path / "work")
-    assert fitted.model.detector.name == "knn" and "few labels" in fitted.notices[0]
+    assert fitted.model.ensemble.names == ("knn",) and "few labels" in fitted.notices[0]
 
 
 def test_windows_are_labelled_by_their_last_row_and_by_verdicts(store_path: Path, fitted):

@@ -157,8 +157,8 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from anomaly.detectors import build_detector
     from anomaly.encoders import build_encoder
     from anomaly.encoders.base import TrainingBatch, TrainingData, WindowShape
+    from anomaly.ensemble import Ensemble
     from anomaly.model import AnomalyModel
-    from anomaly.scores.calibration import TailCalibrator
     from anomaly.scores.thresholds import fixed_threshold
 
     settings = Settings(
@@ -182,14 +182,14 @@ def real_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
         settings=settings,
         preparer=preparer,
         encoder=encoder,
-        detector=build_detector("reconstruction"),
-        calibrator=TailCalibrator(),
+        ensemble=Ensemble([build_detector("reconstruction")]),
+        calibrator=None,
         threshold=fixed_threshold(2.0),
         max_gap_us=210_000_000,
         vocabulary=Vocabulary(),
         reference=prepared[:50],
     )
-    made.detector.fit([made.encode(windows)])
-    made.calibrator.fit(made.raw_scores(windows)[0])
+    made.ensemble.fit([made.encode(windows)])
+    made.ensemble.calibrate([made.encode(windows)])
     made.canary = canary_frame()
     return made

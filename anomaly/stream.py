@@ -1,0 +1,264 @@
+"""The stream: log rows in, scored rows out, one for one, however the log is cut into chunks.
+
+A score for row t comes from the window that ends at t and from nothing later. What the next row needs of the rows before
+it is carried per asset: the last rows, the held values, the smoothed score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from anomaly.data.contract import Columns, LogChunk
+from anomaly.data.labels import segments
+from anomaly.data.scaling import HoldState, hold_last
+from anomaly.data.windows import ending_windows
+from anomaly.intervals import from_flags
+from anomaly.scores.past_events import Alike
+from anomaly.scores.smoothing import CausalSmoother
+
+if TYPE_CHECKING:
+    from anomaly.model import AnomalyModel
+
+NORMAL_ROW, ANOMALOUS, UNSCORABLE = 0, 1, 2
+OUTCOMES = np.array(["normal", "anomalous", "unscorable"], dtype=object)
+WARM_UP, GAP = "warm_up", "gap"
+
+#: Windows pushed through the encoder at once; bounds the memory of scoring.
+_BATCH = 4096
+#: Windows of evidence are embedded so many at a time, padded: what one gives must not depend on how many there are.
+_EVIDENCE_BATCH = 16
+_NAMED_TAGS = 3
+
+
+@dataclass(frozen=True)
+class ScoredRows(Columns):
+    """One scored row per log row, in the order they came.
+
+    ``time (n,)`` int64 UTC microseconds; ``asset (n,)`` str; ``score (n,)`` float32, NaN where unscorable;
+    ``outcome (n,)`` int8 index into OUTCOMES; ``reason (n,)`` str; ``shares (n, C)`` float32 adding up to the raw
+    score of the row, zero where unscorable; ``prepared (n, C)`` float32, the row's tags as the encoder saw them;
+    ``alone (n, D)`` float32 the tail score of each detector by itself, NaN where unscorable; ``evidence (n,)`` an
+    ``Evidence`` at the highest row of each run of anomalous rows, None elsewhere.
+    """
+
+    time: NDArray[np.int64]
+    asset: NDArray[np.object_]
+    score: NDArray[np.float32]
+    outcome: NDArray[np.int8]
+    reason: NDArray[np.object_]
+    shares: NDArray[np.float32]
+    prepared: NDArray[np.float32]
+    alone: NDArray[np.float32]
+    evidence: NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an alert shows of its peak row: the held values ``(C,)`` as logged, and what of the past it looks like."""
+
+    values: NDArray[np.float32]
+    alike: tuple[Alike, ...] = ()
+
+
+@dataclass
+class _AssetState:
+    """What one asset's next row needs from the rows before it."""
+
+    hold: HoldState | None = None
+    last_time: int | None = None
+    since_start: int = -1
+    tail: NDArray[np.float32] | None = None
+    tail_absent: NDArray[np.bool_] | None = None
+    smoother: CausalSmoother | None = None
+    last: ScoredRows | None = None
+
+
+class StreamScorer:
+    """Scores log rows as they come, chunk by chunk, carrying each asset's window across chunks.
+
+    ``calibrated=False`` gives the fused scores before the last calibration, which learns from them.
+    """
+
+    def __init__(self, model: AnomalyModel, calibrated: bool = True) -> None:
+        self.model = model
+        self._calibrator = model.calibrator if calibrated else None
+        self._states: dict[str, _AssetState] = {}
+
+    def score(self, chunk: LogChunk) -> ScoredRows:
+        """Score the rows of a checked log; assets may be interleaved, each in time order."""
+        done: list[tuple[NDArray[np.int64], ScoredRows]] = []
+        for asset in pd.unique(chunk.asset):
+            index = np.flatnonzero(chunk.asset == asset)
+            codes = self.model.vocabulary.codes(chunk.categories[index])
+            done.append((index, self._score_asset(str(asset), chunk.time[index], chunk.values[index], codes)))
+        if not done:
+            return _no_rows(len(self.model.contract.tags), len(self.model.ensemble.names))
+        order = np.argsort(np.concatenate([index for index, _ in done]), kind="stable")
+        return ScoredRows.join([rows for _, rows in done]).take(order)
+
+    def _score_asset(
+        self, asset: str, time: NDArray[np.int64], values: NDArray[np.float32], codes: NDArray[np.int32]
+    ) -> ScoredRows:
+        """Exact duplicates of a time get the answer of their first row; the rest goes through the window."""
+        state = self._states.setdefault(asset, _AssetState())
+        previous = np.concatenate(([state.last_time if state.last_time is not None else time[0] - 1], time[:-1]))
+        fresh = time != previous
+        earlier = state.last
+        parts = [earlier] if earlier is not None else []
+        if fresh.any():
+            starts = segments(time[fresh], self.model.max_gap_us, previous=state.last_time)
+            held, age, state.hold = hold_last(values[fresh], starts, state.hold)
+            parts.append(self.score_held(asset, time[fresh], held, age, starts, codes[fresh]))
+        rows = ScoredRows.join(parts)
+        at = np.cumsum(fresh) - 1 + (1 if earlier is not None else 0)
+        state.last = rows.take(slice(len(rows.time) - 1, None))
+        return rows.take(at)
+
+    def score_held(
+        self,
+        asset: str,
+        time: NDArray[np.int64],
+        held: NDArray[np.float32],
+        age: NDArray[np.uint8],
+        starts: NDArray[np.bool_],
+        codes: NDArray[np.int32],
+    ) -> ScoredRows:
+        """Score rows whose missing values were carried forward already, as a window store keeps them; ``codes (n, K)``
+        are those of the model's vocabulary."""
+        model, state = self.model, self._states.setdefault(asset, _AssetState())
+        prepared, absent = model.prepare(held, codes), model.preparer.absent(age)
+        first_ever = state.last_time is None
+        since = _rows_since_start(starts, state.since_start)
+        history = prepared[:0] if state.tail is None else state.tail
+        fused, shares, alone = self._raw(prepared, since, history)
+        absent_row = np.asarray(absent.any(axis=1))
+        unseen = self._mostly_absent(absent_row, since, state)
+        half_life = model.settings.detection.half_life
+        if half_life:
+            state.smoother = state.smoother or CausalSmoother(half_life)
+            fused = state.smoother.update(fused, since == 0)
+        score = (fused if self._calibrator is None else self._calibrator.transform(fused)).astype(np.float32)
+        outcome, reason = self._outcomes(score, absent, unseen, since, first_ever)
+        score[outcome == UNSCORABLE] = np.nan
+        shares[outcome == UNSCORABLE], alone[outcome == UNSCORABLE] = 0, np.nan
+        evidence = self._evidence(np.concatenate((history, prepared)), since, score, outcome, held)
+        self._remember(state, time, prepared, since)
+        named = np.full(len(time), asset, dtype=object)
+        return ScoredRows(time, named, score, outcome, reason, shares, prepared[:, : held.shape[1]], alone, evidence)
+
+    def _raw(
+        self, prepared: NDArray[np.float32], since: NDArray[np.int64], history: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+        """Fused scores, shares and each detector's own score of the window that ends at each row; few windows exist at a
+        time."""
+        rows, before = np.concatenate((history, prepared)), len(history)
+        parts = []
+        for at in range(0, len(prepared), _BATCH):
+            own = slice(before + at, before + at + _BATCH)
+            earlier = rows[max(own.start - self.model.lookback + 1, 0) : own.start]
+            windows = ending_windows(rows[own], since[at : at + _BATCH], self.model.lookback, earlier)
+            parts.append(self.model.window_scores(windows))
+        fused, shares, alone = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return fused, shares, alone
+
+    def _evidence(
+        self,
+        rows: NDArray[np.float32],
+        since: NDArray[np.int64],
+        score: NDArray[np.float32],
+        outcome: NDArray[np.int8],
+        held: NDArray[np.float32],
+    ) -> NDArray[np.object_]:
+        """Evidence at the highest row of each run of anomalous rows; ``rows`` are the prepared ones, with history."""
+        found = np.full(len(score), None, dtype=object)
+        peaks = [int(low + np.argmax(score[low:high])) for low, high in from_flags(outcome == ANOMALOUS).tolist()]
+        before, alike = len(rows) - len(score), list[tuple[Alike, ...]]()
+        if len(self.model.past):
+            windows = [self._window(rows, before + i, int(since[i])) for i in peaks]
+            alike = self._alike(windows)
+        for number, i in enumerate(peaks):
+            found[i] = Evidence(held[i].copy(), alike[number] if alike else ())
+        return found
+
+    def _window(self, rows: NDArray[np.float32], at: int, since: int) -> NDArray[np.float32]:
+        """The window that ends at row ``at`` of ``rows``, filled up with its segment's first row."""
+        lookback = self.model.lookback
+        first = at - min(since, lookback - 1)
+        own = rows[max(first, 0) : at + 1]
+        return np.concatenate((np.repeat(own[:1], lookback - len(own), axis=0), own))
+
+    def _alike(self, windows: list[NDArray[np.float32]]) -> list[tuple[Alike, ...]]:
+        found = []
+        for at in range(0, len(windows), _EVIDENCE_BATCH):
+            some = np.stack(windows[at : at + _EVIDENCE_BATCH])
+            padded = np.concatenate((some, np.repeat(some[:1], _EVIDENCE_BATCH - len(some), axis=0)))
+            embedded = self.model.encoder.embed(padded)[: len(some)]
+            found += [tuple(self.model.past.nearest(one)) for one in embedded]
+        return found
+
+    def _outcomes(
+        self,
+        score: NDArray[np.float32],
+        absent: NDArray[np.bool_],
+        unseen: NDArray[np.bool_],
+        since: NDArray[np.int64],
+        first_ever: bool,
+    ) -> tuple[NDArray[np.int8], NDArray[np.object_]]:
+        """Three outcomes and why. A row with an absent value, or the first after a gap, is never called normal."""
+        outcome = np.where(score >= np.float32(self.model.threshold.value), ANOMALOUS, NORMAL_ROW)
+        reason = np.full(len(score), "", dtype=object)
+        reason[since < self.model.lookback - 1] = WARM_UP
+        gap = since == 0
+        if first_ever and len(gap):
+            gap[0] = False
+        reason[gap] = GAP
+        reason[unseen] = "missing: most of the window"
+        for i in np.flatnonzero(absent.any(axis=1)):
+            reason[i] = "missing: " + ", ".join(np.array(self.model.contract.tags)[absent[i]][:_NAMED_TAGS])
+        outcome[gap | unseen | absent.any(axis=1)] = UNSCORABLE
+        return outcome.astype(np.int8), reason
+
+    def _mostly_absent(
+        self, absent_row: NDArray[np.bool_], since: NDArray[np.int64], state: _AssetState
+    ) -> NDArray[np.bool_]:
+        """Rows whose window holds more rows with absent values than without."""
+        before = state.tail_absent if state.tail_absent is not None else np.empty(0, dtype=bool)
+        flags = np.concatenate((before, absent_row))
+        total = np.concatenate(([0], np.cumsum(flags)))
+        end = np.arange(len(before), len(flags)) + 1
+        length = np.minimum(since + 1, self.model.lookback)
+        keep = max(self.model.lookback - 1, 0)
+        state.tail_absent = flags[len(flags) - min(keep, len(flags)) :]
+        return (total[end] - total[np.maximum(end - length, 0)]) * 2 > length
+
+    def _remember(
+        self,
+        state: _AssetState,
+        time: NDArray[np.int64],
+        prepared: NDArray[np.float32],
+        since: NDArray[np.int64],
+    ) -> None:
+        keep = self.model.lookback - 1
+        rows = prepared if state.tail is None else np.concatenate((state.tail, prepared))
+        state.tail = rows[max(len(rows) - keep, 0) :].copy()
+        state.last_time, state.since_start = int(time[-1]), int(since[-1])
+
+
+def _rows_since_start(starts: NDArray[np.bool_], carried: int) -> NDArray[np.int64]:
+    """Rows since the segment's first row, ``carried`` being that of the row before the first."""
+    position = np.arange(len(starts), dtype=np.int64)
+    last_start = np.maximum.accumulate(np.where(starts, position, -1))
+    return np.where(last_start >= 0, position - last_start, position + carried + 1)
+
+
+def _no_rows(tags: int, detectors: int) -> ScoredRows:
+    none, nothing = np.empty(0, dtype=object), np.empty((0, tags), np.float32)
+    alone = np.empty((0, detectors), np.float32)
+    return ScoredRows(
+        np.empty(0, np.int64), none, np.empty(0, np.float32), np.empty(0, np.int8), none, nothing, nothing, alone, none
+    )
