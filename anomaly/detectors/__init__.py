@@ -13,6 +13,8 @@ from anomaly.errors import Fault, UsageError
 DETECTORS: dict[str, str] = {
     "reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector",
     "knn": "anomaly.detectors.distance:KnnDetector",
+    "window_knn": "anomaly.detectors.raw_windows:WindowKnnDetector",
+    "subspace": "anomaly.detectors.raw_windows:SubspaceDetector",
     "head": "anomaly.detectors.supervised:HeadDetector",
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from anomaly.detectors.base import Detector
 from anomaly.detectors.distance import KnnDetector
+from anomaly.detectors.raw_windows import SubspaceDetector, WindowKnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
 from anomaly.detectors.supervised import HeadDetector
 from anomaly.encoders import encoder_class
@@ -56,5 +57,7 @@ DETECTORS: list[Detector] = [
     ReconstructionDetector(half_life=None),
     KnnDetector(k=1),
     KnnDetector(bank=64),
+    WindowKnnDetector(bank=64),
+    SubspaceDetector(0.3),
     HeadDetector(np.tile([0.0, 0.3, 0.1], 4), -1.0),
 ]

@@ -56,8 +56,9 @@ def test_a_non_finite_block_is_refused_by_window(detector):
     bad[7, 0, 0] = np.nan
     with pytest.raises(ValueError, match="window 7"):
         detector.anomaly_score(encoded(bad))
-    with pytest.raises(ValueError, match=f"its {detector.needs}"):
-        detector.anomaly_score(Encoded(WINDOWS))
+    if detector.needs != "windows":
+        with pytest.raises(ValueError, match=f"its {detector.needs}"):
+            detector.anomaly_score(Encoded(WINDOWS))
 
 
 def test_names():
