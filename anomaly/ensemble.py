@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TOLD = 1.0
 #: Held-back windows of a mode that its own scale needs; below that the scale of all modes is used.
 _LEAST_OF_MODE = 50
+#: A mode in which nothing ever moved would turn rounding into alarms.
+_WIDEST_RATIO = 1000.0
 
 Floats = NDArray[np.float64]
 
@@ -76,7 +78,7 @@ class Ensemble:
         raw = np.concatenate([scores for scores, _ in found])
         modes = np.concatenate([own for _, own in found])
         if self.space is not None:
-            self.levels_ = mode_levels(raw, modes, self.space.n_clusters)
+            self.levels_ = mode_levels(raw, modes, self.space.clusters)
         scaled = self._scaled(raw, modes)
         for calibrator, column in zip(self.calibrators, scaled.T, strict=True):
             calibrator.fit(column)
@@ -172,7 +174,7 @@ def mode_levels(raw: Floats, modes: NDArray[np.int64], count: int) -> Floats:
     """Usual score and span of each mode, ``(count, 2, D)``, from raw scores ``(n, D)`` of normal windows.
 
     Usual is the median, the span reaches from there to the 95 % quantile. A mode with fewer than 50 windows takes the
-    levels of all, and no span is less than a tenth, or more than ten times, that of all.
+    levels of all, and no span is less than a thousandth, or more than a thousand times, that of all.
     """
     whole = _levels(raw)
     whole[1] = np.where(whole[1] > 0, whole[1], 1.0)
@@ -181,7 +183,7 @@ def mode_levels(raw: Floats, modes: NDArray[np.int64], count: int) -> Floats:
         own = raw[modes == mode]
         if len(own) >= _LEAST_OF_MODE:
             levels[mode] = _levels(own)
-            levels[mode, 1] = np.clip(levels[mode, 1], 0.1 * whole[1], 10 * whole[1])
+            levels[mode, 1] = np.clip(levels[mode, 1], whole[1] / _WIDEST_RATIO, whole[1] * _WIDEST_RATIO)
     return levels
 
 

@@ -148,7 +148,8 @@ def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWi
 
 def fitting(encoder: Encoder) -> tuple[str, ...]:
     """Names of the detectors that are taken where none is named."""
-    return ("reconstruction", "knn") if encoder.can_reconstruct else ("knn",)
+    embedded = ("knn", "window_knn", "subspace")
+    return ("reconstruction", *embedded) if encoder.can_reconstruct else embedded
 
 
 class Repeated(Generic[Item]):

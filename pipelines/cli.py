@@ -249,6 +249,47 @@ def score(
     _finish(done.to_dict(), as_json, lambda: terminal.show_scored(done))
 
 
+@app.command(epilog="Example: `anomaly sample plant.h5 --model model --k 10 --out samples`")
+def sample(
+    store: Annotated[Path, typer.Argument(help="Window store (.h5), made by `anomaly ingest`.")],
+    model: Model = "anomaly",
+    k: Annotated[int, typer.Option("--k", help="Windows to draw from each mode.")] = 10,
+    temperature: Annotated[
+        float, typer.Option(help="Near 0 the most unusual windows only, 5 almost any window of a mode.")
+    ] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder for samples.csv, contact_sheet.png and limits.json.")] = Path(
+        "samples"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="Weights of stability, novelty and energy, comma separated.")
+    ] = "0.5,1.0,0.8",
+    part: Annotated[str | None, typer.Option(help="train, validation or test; the whole store if not given.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Number of modes; found from the data if not given.")] = None,
+    limits: Annotated[Path | None, typer.Option(help="limits.json of an earlier draw, to compare weights.")] = None,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Windows may share rows.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Draw windows for people to label: novel ones first, from every mode."""
+    from pipelines.sample import sample as run
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+
+    if part not in (None, "train", "validation", "test"):
+        raise UsageError(Fault("E2001", "--part train, validation or test", part))
+    try:
+        shares = [float(share) for share in weights.split(",")]
+    except ValueError as error:
+        raise UsageError(Fault("E2001", "--weights of three numbers", weights)) from error
+    with terminal.progress(as_json) as progress:
+        fitted = load_bundle(resolve(model, home.home()))
+        done = run(
+            store, fitted, k, temperature, out, seed, shares, part, progress,
+            clusters=clusters, limits=limits, overlapping=overlapping,
+        )  # fmt: skip
+    _finish(done.to_dict(), as_json, lambda: terminal.show_sampled(done))
+
+
 @models.command("list", epilog="Example: `anomaly models list`")
 def models_list(as_json: Json = False) -> None:
     """Registered models, newest first, with their aliases."""

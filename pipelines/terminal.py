@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.demo import Demo
     from pipelines.evaluate import Evaluated
     from pipelines.ingest import Ingested
+    from pipelines.sample import Sampled
     from pipelines.score import Scored
     from pipelines.train import Trained
     from registry.catalogue import ModelCard, ModelRow
@@ -35,6 +36,8 @@ _STAGES = {
     "encoder": "training (epochs)",
     "detectors": "fitting the detectors",
     "calibration": "calibrating",
+    "space": "finding the modes",
+    "measure": "measuring windows",
     "validation": "scoring the validation part",
     "test": "scoring the test part",
     "learning curve": "learning from fewer rows",
@@ -217,6 +220,20 @@ def _counted(n: int, what: str) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}"
+
+
+def show_sampled(done: Sampled) -> None:
+    """How many windows of each mode were drawn, and what to do with them."""
+    _notices(done.notices)
+    table = _table("mode", "windows", "drawn")
+    for row in done.to_dict()["modes"]:
+        table.add_row(str(row["mode"]), str(row["windows"]), str(row["drawn"]))
+    _out.print(f"{len(done.drawn)} of {_counted(done.windows, 'window')} drawn")
+    _out.print(table)
+    verdicts = "true fault, nuisance, known work, sensor fault or unsure"
+    _out.print(f"sheet   {escape(str(done.sheet))}")
+    _out.print(f"table   {escape(str(done.table))}: write {verdicts} into the column verdict")
+    _out.print(f"next    anomaly train LOG --verdicts {escape(str(done.table))}")
 
 
 def show_evaluated(done: Evaluated) -> None:

@@ -10,37 +10,59 @@ from numpy.typing import NDArray
 
 from anomaly.detectors.base import Detector, Encoded
 from anomaly.detectors.distance import KnnDetector
+from anomaly.detectors.reconstruction import recency_weights, sensor_shares
 
 #: Widest window, rows × tags, whose covariance is kept: 8 bytes × its square.
 _WIDEST = 4096
 
 
 class WindowKnnDetector(KnnDetector):
-    """As ``KnnDetector``, on the windows' own values ``(T × C)``: no encoder can lose what it looks at."""
+    """As ``KnnDetector``, on the windows' own values ``(T × C)``: no encoder can lose what it looks at.
+
+    ``half_life``: rows after which a difference counts half, None for all alike; see ``ReconstructionDetector``. Values
+    keep the scale in which they were prepared.
+    """
 
     name: ClassVar[str] = "window_knn"
     summary: ClassVar[str] = "mean distance to the nearest of a bank of normal windows, as they are (S52)"
     needs: ClassVar[str] = "windows"
 
+    def __init__(self, k: int = 3, bank: int = 2500, half_life: float | None = 2.0, seed: int = 7) -> None:
+        super().__init__(k=k, bank=bank, seed=seed)
+        self.half_life = half_life
+
+    def fit(self, blocks: Iterable[Encoded]) -> Self:
+        """As ``KnnDetector.fit``; each dimension keeps its own size."""
+        super().fit(blocks)
+        self.embeddings_, self.scale_ = self.embeddings_ * self.scale_, np.ones_like(self.scale_)
+        return self
+
     def _needed(self, block: Encoded) -> NDArray[np.float32]:
-        return super()._needed(block).reshape(len(block), -1)
+        windows = super()._needed(block)
+        weights = recency_weights(windows.shape[1], self.half_life) * windows.shape[1]
+        return (windows * np.sqrt(weights, dtype=np.float32)[:, None]).reshape(len(block), -1)
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        settings, arrays = super().to_state()
+        return settings | {"half_life": self.half_life}, arrays
 
 
 class SubspaceDetector(Detector):
     """Squared distance from the plane of the largest principal components of normal windows, per value.
 
     Exact covariance in one streamed pass. ``variance`` is the share of it that the plane keeps. Windows of more than
-    4096 values are thinned in time, every so many rows, until they fit.
+    4096 values are thinned in time, every so many rows, until they fit. ``half_life``: rows after which a residual counts
+    half, None for all alike; see ``ReconstructionDetector``.
     """
 
     name: ClassVar[str] = "subspace"
     summary: ClassVar[str] = "distance of a window from the principal components of normal windows (S8)"
     needs: ClassVar[str] = "windows"
 
-    def __init__(self, variance: float = 0.9) -> None:
+    def __init__(self, variance: float = 0.9, half_life: float | None = 2.0) -> None:
         if not 0 < variance < 1:
             raise ValueError(f"variance: expected a share between 0 and 1, got {variance}")
-        self.variance = variance
+        self.variance, self.half_life = variance, half_life
         self.mean_, self.components_ = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 
     def fit(self, blocks: Iterable[Encoded]) -> Self:
@@ -68,24 +90,31 @@ class SubspaceDetector(Detector):
         return self
 
     def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
-        """Mean squared residual of each window."""
+        """Weighted mean squared residual of each window."""
         return np.asarray(self.shares(block).sum(axis=1))
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
-        """The residual of each tag, summed over the window's rows, per value."""
+        """The weighted residual of each tag, per value."""
         rows = self._rows(block) - self.mean_
-        rows = rows - (rows @ self.components_.T) @ self.components_
+        rows = np.asarray(rows - (rows @ self.components_.T) @ self.components_, dtype=np.float32)
         residual = rows.reshape(len(block), -1, block.windows.shape[2])
-        return np.asarray(np.einsum("btc,btc->bc", residual, residual, dtype=np.float64) / rows.shape[1])
+        weights = recency_weights(block.windows.shape[1], self.half_life)[::-1][:: self._step(block.windows)]
+        return sensor_shares(residual, weights / weights.sum())
 
     def _rows(self, block: Encoded) -> NDArray[np.float32]:
         windows = self._needed(block)
-        step = -(-windows.shape[1] * windows.shape[2] // _WIDEST)
         # From the end, so that the row that is judged always takes part.
-        return np.ascontiguousarray(windows[:, ::-1][:, ::step]).reshape(len(windows), -1)
+        return np.ascontiguousarray(windows[:, ::-1][:, :: self._step(windows)]).reshape(len(windows), -1)
+
+    @staticmethod
+    def _step(windows: NDArray[np.float32]) -> int:
+        return -(-windows.shape[1] * windows.shape[2] // _WIDEST)
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        return {"variance": self.variance}, {"mean": self.mean_, "components": self.components_}
+        return {"variance": self.variance, "half_life": self.half_life}, {
+            "mean": self.mean_,
+            "components": self.components_,
+        }
 
     @classmethod
     def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> SubspaceDetector:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -21,7 +23,7 @@ def test_s8_the_subspace_residual_is_that_of_scikit_learn_whatever_the_blocks():
     wanted = ((rows - pca.inverse_transform(pca.transform(rows))) ** 2).mean(axis=1)
     for size in (3000, 7):
         blocks = [Encoded(WINDOWS[i : i + size]) for i in range(0, 3000, size)]
-        detector = SubspaceDetector(0.9).fit(blocks)
+        detector = SubspaceDetector(0.9, half_life=None).fit(blocks)
         assert len(detector.components_) == pca.n_components_
         np.testing.assert_allclose(detector.anomaly_score(Encoded(WINDOWS)), wanted, rtol=0.02, atol=1e-3)
 
@@ -54,11 +56,20 @@ def test_constant_and_too_few_windows():
 
 
 def test_s52_the_bank_of_windows_is_brute_force_on_flat_windows():
-    detector = WindowKnnDetector(k=3, bank=5000).fit([Encoded(WINDOWS - 1000)])
+    detector = WindowKnnDetector(k=3, bank=5000, half_life=None).fit([Encoded(WINDOWS - 1000)])
     asked = (WINDOWS[:100] - 1000 + RNG.normal(size=(100, 5, 4))).astype(np.float32)
     flat = (WINDOWS - 1000).reshape(3000, -1)
-    scale = flat.std(axis=0)
-    found, _ = (
-        NearestNeighbors(n_neighbors=3, algorithm="brute").fit(flat / scale).kneighbors(asked.reshape(100, -1) / scale)
-    )
+    found, _ = NearestNeighbors(n_neighbors=3, algorithm="brute").fit(flat).kneighbors(asked.reshape(100, -1))
     np.testing.assert_allclose(detector.anomaly_score(Encoded(asked)), found.mean(axis=1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [WindowKnnDetector, partial(SubspaceDetector, 0.3)])
+def test_a_short_fault_counts_most_in_the_newest_row_and_none_counts_rows_alike(make):
+    windows = RNG.normal(size=(2000, 8, 3)).astype(np.float32)
+    old, new = (windows[:300].copy() for _ in range(2))
+    old[:, 0, 1] += 4
+    new[:, -1, 1] += 4
+    weighted, plain = (make(half_life=h).fit([Encoded(windows)]) for h in (1.0, None))
+    scores = {h: [d.anomaly_score(Encoded(w)).mean() for w in (old, new)] for h, d in (("w", weighted), ("p", plain))}
+    assert scores["w"][1] > 1.3 * scores["w"][0]
+    assert scores["p"][1] == pytest.approx(scores["p"][0], rel=0.2)
