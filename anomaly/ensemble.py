@@ -92,31 +92,41 @@ class Ensemble:
         """One score from those of ``alone``, ``(n,)``."""
         return fuse(alone, self.rule, self.weights)
 
+    def scores_and_shares(self, block: Encoded) -> tuple[Floats, Floats]:
+        """``alone`` and ``shares`` of a block; a detector whose shares are cheap is asked once for both."""
+        cheap = {number: d.shares(block) for number, d in enumerate(self.detectors) if not d.dear}
+        columns = [
+            cheap[number].sum(axis=1) if number in cheap else d.anomaly_score(block)
+            for number, d in enumerate(self.detectors)
+        ]
+        alone = self._tails(self._scaled(np.column_stack(columns), self._modes(block)))
+        return alone, self._shared(block, alone, cheap)
+
     def shares(self, block: Encoded, alone: Floats) -> Floats:
         """``(n, C)``: each sensor's part of the fused score; rows add up to it.
 
         A detector whose shares are dear is asked only where some detector reaches 1.0; in other rows its part is shared
         out as the others share theirs, and where there are no others the row has no shares.
         """
+        return self._shared(block, alone, {n: d.shares(block) for n, d in enumerate(self.detectors) if not d.dear})
+
+    def _shared(self, block: Encoded, alone: Floats, cheap: dict[int, Floats]) -> Floats:
         parts = contributions(alone, self.rule, self.weights)
         told = np.flatnonzero((alone >= TOLD).any(axis=1))
         total = np.zeros((len(block), block.windows.shape[2]))
         pattern = np.zeros_like(total)
-        for number, detector in enumerate(self.detectors):
-            if not detector.dear:
-                own = shared_out(np.ones(len(block)), detector.shares(block))
-                total += parts[:, number, None] * own
-                pattern += own
-        if all(not d.dear for d in self.detectors):
+        for number, given in cheap.items():
+            own = shared_out(np.ones(len(block)), given)
+            total += parts[:, number, None] * own
+            pattern += own
+        dear = [number for number in range(len(self.detectors)) if number not in cheap]
+        if not dear:
             return total
         rest = np.ones(len(block), dtype=bool)
         rest[told] = False
-        total[rest] = (
-            parts[rest].sum(axis=1, keepdims=True) * pattern[rest] / max(sum(not d.dear for d in self.detectors), 1)
-        )
-        for number, detector in enumerate(self.detectors):
-            if detector.dear and len(told):
-                total[told] += shared_out(parts[told, number], detector.shares(block.take(told)))
+        total[rest] = parts[rest].sum(axis=1, keepdims=True) * pattern[rest] / max(len(cheap), 1)
+        for number in dear if len(told) else ():
+            total[told] += shared_out(parts[told, number], self.detectors[number].shares(block.take(told)))
         return total
 
     def _measured(self, block: Encoded) -> Floats:

@@ -84,8 +84,7 @@ class AnomalyModel:
         """Of prepared windows ``(B, T, C + K)``: fused scores ``(B,)`` before smoothing and the last calibration, their
         per-tag shares ``(B, C)``, and the score of each detector by itself ``(B, D)``."""
         block = self.encode(windows)
-        alone = self.ensemble.alone(block)
-        shares = self.ensemble.shares(block, alone)
+        alone, shares = self.ensemble.scores_and_shares(block)
         return self.ensemble.fused(alone), shares.astype(np.float32), alone.astype(np.float32)
 
     def normal_ranges(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -74,27 +74,38 @@ def _totals(
 
 
 class _Farthest:
-    """The rows farthest from their centres, at most ``size``: where empty clusters start again."""
+    """Rows of a pass that lie far from their centres and from each other: where empty clusters start again."""
 
-    def __init__(self, size: int, width: int) -> None:
-        self.size = size
+    def __init__(self, width: int) -> None:
         self.distance, self.rows = np.empty(0, np.float32), np.empty((0, width), np.float32)
 
-    def add(self, rows: NDArray[np.float32], distance: NDArray[np.float32]) -> None:
-        size = min(self.size, len(rows))
-        far = np.argpartition(-distance, size - 1)[:size]
-        every, places = np.concatenate((self.distance, distance[far])), np.concatenate((self.rows, rows[far]))
-        stay = np.argsort(-every, kind="stable")[: self.size]
-        self.distance, self.rows = every[stay], places[stay]
+    def add(self, rows: NDArray[np.float32], distance: NDArray[np.float32], counts: NDArray[np.int64]) -> None:
+        """Offer a block after its rows were counted; while a cluster is empty, as many rows stay as there are clusters."""
+        if (counts == 0).any():
+            every, places = np.concatenate((self.distance, distance)), np.concatenate((self.rows, rows))
+            chosen = _spread_out(places, every, len(counts))
+            self.distance, self.rows = every[chosen], places[chosen]
 
     def refill(self, centres: NDArray[np.float64], counts: NDArray[np.int64]) -> None:
         """Move the centres that have no row, one by one, to the row that is now farthest from all centres."""
-        apart = self.distance.astype(np.float64)
-        for empty in np.flatnonzero(counts == 0):
-            if not apart.any():  # fewer different rows than clusters: there is nowhere to go
-                return
-            centres[empty] = self.rows[apart.argmax()]
-            apart = np.minimum(apart, np.sqrt(((self.rows - centres[empty]) ** 2).sum(axis=1)))
+        empty = np.flatnonzero(counts == 0)
+        if len(empty) and len(self.rows):
+            _, apart = nearest_centres(self.rows, centres[counts > 0].astype(np.float32))
+            chosen = _spread_out(self.rows, apart, len(empty))
+            centres[empty[: len(chosen)]] = self.rows[chosen]
+
+
+def _spread_out(rows: NDArray[np.float32], distance: NDArray[np.float32], most: int) -> list[int]:
+    """At most ``most`` row numbers, each the farthest from all centres and from those chosen before it; none at 0.
+
+    The farthest rows alone would often be neighbours: one group that no centre serves.
+    """
+    apart, chosen = distance.copy(), list[int]()
+    while len(chosen) < most and apart.any():
+        chosen.append(int(apart.argmax()))
+        gap = rows - rows[chosen[-1]]
+        apart = np.minimum(apart, np.sqrt(np.einsum("nd,nd->n", gap, gap)))
+    return chosen
 
 
 def start_centres(points: NDArray[np.float32], clusters: int, seed: int) -> NDArray[np.float64]:
@@ -132,8 +143,8 @@ def _full_step(points: NDArray[np.float32], centres: NDArray[np.float64]) -> flo
     held = counts > 0
     centres[held] = sums[held] / counts[held, None]
     if not held.all():
-        farthest = _Farthest(len(centres), points.shape[1])
-        farthest.add(points, distance)
+        farthest = _Farthest(points.shape[1])
+        farthest.add(points, distance, counts)
         farthest.refill(centres, counts)
     return float(np.einsum("n,n->", distance, distance, dtype=np.float64))
 
@@ -212,7 +223,7 @@ class StreamedKMeans:
             raise ValueError("blocks: expected rows to cluster, got none")
         buffer = np.concatenate(gathered)
         centres = start_centres(buffer, self.clusters, self.seed)
-        counts, farthest = np.zeros(self.clusters, np.int64), _Farthest(self.clusters, buffer.shape[1])
+        counts, farthest = np.zeros(self.clusters, np.int64), _Farthest(buffer.shape[1])
         for block in chain([buffer], source):
             ids, distance = nearest_centres(block, centres.astype(np.float32))
             sums, won = _totals(block, ids, self.clusters)
@@ -220,20 +231,20 @@ class StreamedKMeans:
             moved = won > 0
             step = (sums[moved] - won[moved, None] * centres[moved]) / counts[moved, None]
             centres[moved] += step
-            farthest.add(block, distance)
+            farthest.add(block, distance, counts)
         farthest.refill(centres, counts)
         self.rows_ = int(counts.sum())
         return centres
 
     def _full_pass(self, blocks: Iterable[NDArray[np.float32]], centres: NDArray[np.float64]) -> NDArray[np.float64]:
         held, gaps = centres.astype(np.float32), np.zeros_like(centres)
-        counts, farthest = np.zeros(len(centres), np.int64), _Farthest(len(centres), centres.shape[1])
+        counts, farthest = np.zeros(len(centres), np.int64), _Farthest(centres.shape[1])
         for block in streamed(blocks, centres.shape[1]):
             ids, distance = nearest_centres(block, held)
             sums, won = _totals(block, ids, len(centres))
             gaps += sums - won[:, None] * held.astype(np.float64)
             counts += won
-            farthest.add(block, distance)
+            farthest.add(block, distance, counts)
         self._all_again(int(counts.sum()))
         moved = held + gaps / np.maximum(counts, 1)[:, None]
         farthest.refill(moved, counts)

@@ -65,7 +65,8 @@ def test_s56_labelled_rows_change_nothing_that_was_fitted(fitted, frame, tmp_pat
 def test_scores_are_the_same_however_the_log_is_cut(fitted, frame, cuts):
     chunk = chunk_of(frame)
     whole, pieces = scores(fitted.model, chunk, [])[0], scores(fitted.model, chunk, cuts)
-    np.testing.assert_allclose(np.concatenate([p.score for p in pieces]), whole.score, atol=1e-6)
+    # Products of few rows are summed in another order: the seventh digit of a raw score, times the slope of its tail.
+    np.testing.assert_allclose(np.concatenate([p.score for p in pieces]), whole.score, atol=5e-5)
     assert np.concatenate([p.reason for p in pieces]).tolist() == whole.reason.tolist()
     assert np.concatenate([p.outcome for p in pieces]).tolist() == whole.outcome.tolist()
 
