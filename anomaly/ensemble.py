@@ -64,6 +64,20 @@ class Ensemble:
         own = {d.needs for d in self.detectors}
         return frozenset(own | {"embedding"} if self.space is not None else own)
 
+    def facts(self) -> dict[str, Any]:
+        """What a reader of a report should know of it: detectors, fusion, and the operating modes where there are any."""
+        told: dict[str, Any] = {"detectors": ", ".join(self.names), "fusion": self.rule}
+        if self.space is not None:
+            told["operating modes"] = self.space.clusters
+            if self.space.pca is not None:
+                told["variance kept by the reduction"] = round(self.space.pca.variance_kept, 4)
+            told |= {
+                f"silhouette of {row['clusters']} modes": f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+                for row in self.space.tried
+                if row["value"] is not None
+            }
+        return told
+
     def fit(self, blocks: Iterable[Encoded]) -> Ensemble:
         """Fit every detector on re-iterable normal blocks."""
         for detector in self.detectors:

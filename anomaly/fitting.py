@@ -139,7 +139,11 @@ def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWi
         from anomaly.embeddings.space import Space
 
         embedded = Repeated(lambda: (encoder.embed(batch.windows) for batch in windows.training(0)))
-        space = Space.fit(embedded, clusters=None if settings.modes < 0 else settings.modes, seed=seed)
+        try:
+            wanted = None if settings.modes < 0 else settings.modes
+            space = Space.fit(embedded, clusters=wanted, reduce=settings.reduce, seed=seed)
+        except ValueError as error:
+            raise UsageError(Fault("E2002", "detection.modes and reduce that the log supports", error)) from error
     try:
         return Ensemble(detectors, settings.fusion, settings.weights, space)
     except ValueError as error:

@@ -99,10 +99,10 @@ def _draw(ax: Axes, panel: Panel, colour: str) -> None:
     for line, name, own in zip(panel.lines.T, panel.names, _LINES, strict=False):
         ax.plot(x, np.clip(line, -_BEYOND, 1 + _BEYOND), color=own, lw=1.2, label=name)
     ax.set_title(panel.title, fontsize=7)
-    ax.set_ylim(-_BEYOND - 0.2, 2 + _BEYOND)  # room for the names
+    ax.set_ylim(-_BEYOND - 0.2, 3 + _BEYOND)  # room for the names
     ax.set_yticks([0, 1], ["low", "high"])
     ax.set_xticks([0, max(len(x) - 1, 1)], ["0", span(panel.length_us)])
-    ax.legend(fontsize=6, loc="upper left", frameon=False, ncols=len(panel.names), handlelength=1, columnspacing=0.8)
+    ax.legend(fontsize=6, loc="upper left", frameon=False, ncols=1, handlelength=1, labelspacing=0.15)
     for spine in ax.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(1.4)

@@ -9,6 +9,7 @@ from anomaly.detectors.base import Detector, Encoded
 from anomaly.detectors.distance import KnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
 from anomaly.ensemble import Ensemble, mode_levels
+from anomaly.errors import UsageError
 
 
 class Scaled(Detector):
@@ -150,3 +151,29 @@ def test_s13_s14_with_modes_a_loud_mode_no_longer_hides_a_fault_in_a_quiet_one()
 def test_what_cannot_work_is_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_s9_s12_a_fit_with_modes_in_a_reduced_space_reports_what_it_found(tmp_path):
+    from small_plant import SMALL, chunk_of, contract_of, small_frame
+
+    from anomaly.data.store import WindowStore, create_store
+    from anomaly.fitting import fit_model
+    from anomaly.model import AnomalyModel
+
+    frame = small_frame(1500)
+    with create_store(tmp_path / "s.h5", contract_of(frame), SMALL.window, SMALL.split) as writer:
+        writer.append(chunk_of(frame))
+    settings = SMALL.changed(training={"epochs": 1}, detection={"modes": -1, "reduce": 4, "half_life": 2.0})
+    with WindowStore.open(tmp_path / "s.h5") as store:
+        fitted = fit_model(store, settings, tmp_path / "work")
+        facts = fitted.model.ensemble.facts()
+        assert facts["operating modes"] >= 1
+        assert 0 < facts["variance kept by the reduction"] <= 1
+        assert any(name.startswith("silhouette of") for name in facts)
+        again = AnomalyModel.from_parts(*fitted.model.to_parts())
+        rows = frame.drop(columns="label")
+        left, right = (m.score_frame(rows)["anomaly_score"] for m in (fitted.model, again))
+        np.testing.assert_array_equal(left, right)
+        too_many = settings.changed(detection={"modes": 3, "reduce": 400})
+        with pytest.raises(UsageError, match=r"detection\.modes and reduce"):
+            fit_model(store, too_many, tmp_path / "other")

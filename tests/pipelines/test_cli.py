@@ -104,7 +104,7 @@ def test_without_any_state_the_lists_are_empty_and_nothing_is_made(home: Path) -
         ("train", "log.paths"),
         ("train missing.toml", "missing.toml"),
         ("train log.csv --encoder dense_a", "did you mean dense_ae"),
-        ("train log.csv --rule fxed", "pr_curve, budget, fixed"),
+        ("train log.csv --rule fxed", "pr_curve, precision, recall, budget, quantile, tail, fixed"),
         ("train log.csv --rule fixed", "threshold.value"),
         ("train log.csv --epochs 0", "training.epochs"),
         ("train log.csv --lead 4parsec", "4parsec"),
