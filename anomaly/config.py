@@ -111,6 +111,7 @@ class DetectionSettings:
     fusion: str = "mean"  # "mean", "max", "fisher" or "weighted"
     weights: tuple[float, ...] = ()  # one per detector, for "weighted"
     modes: int = 0  # operating modes whose scores are scaled apart; 0 knows none, -1 finds their number
+    reduce: int = 0  # principal components of the embeddings in which modes are sought; 0: the full space
     half_life: float = 0.0  # rows after which a score counts half in the smoothed one; 0 leaves scores as they are
 
 
@@ -126,13 +127,19 @@ class FineTuningSettings:
     strength: float = 0.01  # of the head's weights; smaller holds them nearer to zero
 
 
+#: How a threshold can be picked.
+THRESHOLD_RULES = ("pr_curve", "precision", "recall", "budget", "quantile", "tail", "fixed")
+
+
 @dataclass(frozen=True)
 class ThresholdSettings:
     """How the threshold is picked on the validation part."""
 
-    rule: str = "pr_curve"  # "pr_curve", "budget" or "fixed"
+    rule: str = "pr_curve"  # "pr_curve", "precision", "recall", "budget", "quantile", "tail" or "fixed"
     beta: float = 1.0
+    floor: float = 0.5  # for "precision" and "recall": the least of it, as a share
     budget: float = 1.0  # false episodes per asset and day of operation
+    rate: float = 0.001  # for "quantile" and "tail": share of normal rows that may pass
     value: float | None = None  # for "fixed": a score, -log10 of the tail probability
 
 
@@ -245,7 +252,7 @@ def _check(s: Settings) -> None:
         "training.optimizer": (s.training.optimizer, ("adam", "adamw", "sgd")),
         "training.schedule": (s.training.schedule, ("constant", "cosine")),
         "detection.fusion": (s.detection.fusion, ("mean", "max", "fisher", "weighted")),
-        "threshold.rule": (s.threshold.rule, ("pr_curve", "budget", "fixed")),
+        "threshold.rule": (s.threshold.rule, THRESHOLD_RULES),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:
@@ -276,8 +283,11 @@ def _check(s: Settings) -> None:
         ("detection.weights", s.detection.fusion != "weighted" or _weigh(s.detection.weights, s.detection.detectors),
          "one number of at least 0 per detector, not all 0", s.detection.weights),
         ("detection.modes", -1 <= s.detection.modes <= 100, "-1 to 100", s.detection.modes),
+        ("detection.reduce", s.detection.reduce >= 0, "at least 0 components", s.detection.reduce),
         ("detection.half_life", s.detection.half_life >= 0, "at least 0 rows", s.detection.half_life),
         ("threshold.beta", s.threshold.beta > 0, "above 0", s.threshold.beta),
+        ("threshold.floor", 0 < s.threshold.floor <= 1, "above 0, at most 1", s.threshold.floor),
+        ("threshold.rate", 0 < s.threshold.rate < 1, "between 0 and 1", s.threshold.rate),
         ("threshold.budget", s.threshold.budget > 0, "above 0 episodes per asset and day", s.threshold.budget),
         ("threshold.value", s.threshold.rule != "fixed" or s.threshold.value is not None,
          "a score when the rule is fixed", s.threshold.value),

@@ -189,8 +189,14 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs to train.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Threshold rule: pr_curve, budget or fixed.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Threshold rule: pr_curve, precision, recall, budget, quantile, tail or fixed.")
+    ] = None,
     budget: Annotated[float | None, typer.Option(help="False episodes per asset and day (rule budget).")] = None,
+    floor: Annotated[float | None, typer.Option(help="Least precision or recall (rules precision, recall).")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Share of normal rows that may pass (rules quantile, tail).")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Score that raises an alert (rule fixed).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -202,7 +208,7 @@ def train(
         detection={"detectors": _listed(detectors), "fusion": fusion},
         fine_tuning={"enabled": fine_tune, "verdicts": verdicts},
         training={"epochs": epochs, "seed": seed, "learning_curve": learning_curve},
-        threshold={"rule": rule, "budget": budget, "value": threshold},
+        threshold={"rule": rule, "budget": budget, "floor": floor, "rate": rate, "value": threshold},
     ).named(name)
     with terminal.progress(as_json) as progress:
         done = run(source or [Path(p) for p in settings.log.paths], settings, out, progress)

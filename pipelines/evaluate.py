@@ -28,7 +28,7 @@ from anomaly.model import OUTCOMES, UNSCORABLE, AnomalyModel, ScoredRows
 from pipelines.home import reports
 from pipelines.ingest import Ingested, log_files
 from pipelines.report import Report, write_report
-from pipelines.report_data import events_inside, log_report, training_report
+from pipelines.report_data import calibration_rows, events_inside, log_report, training_report
 from pipelines.score import Trackers, open_for, scored_chunks
 
 PerAsset = dict[str, Intervals]
@@ -106,7 +106,7 @@ class Judge:
             baseline_scores={name: np.concatenate([np.empty(0), *own]) for name, own in self._baselines.items()},
             detector_scores=alone_scores(scored, model),
             merge_gap_us=round(model.settings.episodes.merge_gap * model.contract.period_us),
-            notes=[*notes, *self._why_unscored()],
+            notes=[*notes, *self._why_unscored(), *_calibration_note(scored, model)],
             seed=model.settings.training.seed,
         )
         return evaluation, episodes
@@ -137,6 +137,18 @@ def scored_part(scored: PartScores, events: PerAsset, model: AnomalyModel) -> Sc
         max_gap_us=model.max_gap_us,
         part=scored.part,
     )
+
+
+def _calibration_note(scored: PartScores, model: AnomalyModel) -> list[str]:
+    """Nominal against observed alert rate of normal rows, at one in a hundred or the rarest rate that can be told."""
+    rows = calibration_rows(scored, model)
+    if not rows:
+        return []
+    row = max((r for r in rows if r.nominal >= 0.0099), key=lambda r: -r.nominal, default=rows[-1])
+    rates = (
+        f"{row.nominal:.3g} of normal rows should reach a score of {-np.log10(row.nominal):.1f}, {row.observed:.3g} did"
+    )
+    return [f"calibration: {rates} (95 % interval {row.low:.3g} to {row.high:.3g}): {row.verdict}"]
 
 
 def evaluate_store(

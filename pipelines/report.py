@@ -19,8 +19,11 @@ from numpy.typing import NDArray
 from anomaly.errors import shown
 from anomaly.files import atomic_path
 from anomaly.metrics import Evaluation, Figure
+from anomaly.scores.calibration_check import CalibrationRow
+from anomaly.scores.what_if import WhatIfRow
 from pipelines import report_pictures as pictures
 from pipelines.report_pictures import AssetSeries, Picture
+from pipelines.report_thresholds import calibration_plot, what_if_plot
 
 __all__ = ["AssetSeries", "LearningPoint", "PartRow", "RankedRows", "Report", "summary", "write_report"]
 
@@ -82,8 +85,9 @@ class Report:
     ``settings``, ``contract``, ``threshold`` and ``audit`` are plain (nested) values; ``grades`` and ``findings`` are
     table rows, each a mapping from column to value; ``facts`` describe the encoder; ``history`` holds ``loss`` and
     ``val_loss`` per epoch, ``parts`` by name and ``best_epoch`` (from 1); ``threshold_rows`` are the rows that the
-    threshold was picked on, ``test_rows`` the counted rows of the judged part; ``top_alerts`` pairs a label with
-    (tag, share) pairs.
+    threshold was picked on, ``test_rows`` the counted rows of the judged part; ``calibration`` what fresh normal rows of
+    that part make of the score, ``what_if`` other thresholds on the rows of ``what_if_part``; ``top_alerts`` pairs a
+    label with (tag, share) pairs.
     """
 
     title: str
@@ -103,6 +107,9 @@ class Report:
     threshold: Mapping[str, Any] = field(default_factory=dict)
     threshold_rows: RankedRows | None = None
     test_rows: RankedRows | None = None
+    calibration: Sequence[CalibrationRow] = ()
+    what_if: Sequence[WhatIfRow] = ()
+    what_if_part: str = ""
     series: Sequence[AssetSeries] = ()
     top_alerts: Sequence[tuple[str, Sequence[tuple[str, float]]]] = ()
     created: datetime | None = None
@@ -155,6 +162,10 @@ def all_pictures(report: Report) -> list[Picture]:
     if judged is not None:
         area = e.figures["roc_auc"].value
         made.append(pictures.receiver_operating(judged.score, judged.positive, e.confusion, area, judged.part))
+    if report.calibration:
+        made.append(calibration_plot(report.calibration))
+    if report.what_if:
+        made.append(what_if_plot(report.what_if))
     leads = [o.lead_s for o in e.outcomes if o.lead_s is not None]
     made.append(pictures.lead_times(leads, sum(not o.detected for o in e.outcomes), e.part))
     made.append(pictures.tag_shares(report.top_alerts))

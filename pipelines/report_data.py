@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from alerts.episodes import Episode
+from anomaly.data.contract import NORMAL
 from anomaly.data.quality import Finding
 from anomaly.data.readers import PlantLog
 from anomaly.data.splits import PARTS
@@ -16,6 +17,8 @@ from anomaly.fitting import Fitted, PartScores, positive_rows
 from anomaly.intervals import Intervals, as_intervals
 from anomaly.metrics import Evaluation
 from anomaly.model import AnomalyModel
+from anomaly.scores.calibration_check import CalibrationRow, check_calibration, row_blocks
+from anomaly.scores.what_if import WhatIfRow, what_if
 from pipelines.ingest import Ingested
 from pipelines.report import AssetSeries, PartRow, RankedRows, Report, when
 
@@ -47,7 +50,7 @@ def training_report(
         grades=[asdict(g) for g in prepared.grades],
         findings=_finding_rows(findings),
         audit={name: f"{audit.rows} rows of {len(audit.assets)} assets" for name, audit in model.audits.items()},
-        facts=model.encoder.facts(),
+        facts={**model.encoder.facts(), **model.ensemble.facts()},
         history={
             "loss": history.loss,
             "val_loss": history.val_loss,
@@ -57,6 +60,11 @@ def training_report(
         threshold=model.threshold.to_dict(),
         threshold_rows=_ranked(fitted.validation, store.lead_us),
         test_rows=_ranked(scored, store.lead_us),
+        calibration=calibration_rows(scored, model),
+        what_if=what_if_rows(
+            fitted.validation, {a: events_inside(store, a, "validation") for a in store.assets}, model, store.lead_us
+        ),
+        what_if_part="validation",
         series=_series(scored, events, episodes),
         top_alerts=_top(episodes),
     )
@@ -83,8 +91,41 @@ def log_report(
         notices=log.notices,
         threshold=model.threshold.to_dict(),
         test_rows=_ranked(scored, lead_us),
+        calibration=calibration_rows(scored, model),
+        what_if=what_if_rows(scored, events, model, lead_us),
+        what_if_part=scored.part,
         series=_series(scored, events, episodes),
         top_alerts=_top(episodes),
+    )
+
+
+def calibration_rows(scored: PartScores, model: AnomalyModel) -> list[CalibrationRow]:
+    """What normal rows of a part that calibration did not see make of the score; nothing where there are none."""
+    use = (scored.kind == NORMAL) & np.isfinite(scored.score)
+    if not use.any():
+        return []
+    score = scored.score[use].astype(np.float64)
+    blocks = row_blocks(scored.asset[use], model.lookback)
+    return check_calibration(score, blocks, calibrated_on=model.ensemble.calibrators[0].n_ or None)
+
+
+def what_if_rows(
+    scored: PartScores, events: dict[str, Intervals], model: AnomalyModel, lead_us: int
+) -> list[WhatIfRow]:
+    """What other thresholds would give on a part; nothing where it holds no scored normal row."""
+    normal = scored.kind == NORMAL
+    if not (normal & np.isfinite(scored.score)).any():
+        return []
+    return what_if(
+        scored.score.astype(np.float64),
+        time=scored.time,
+        asset=scored.asset,
+        events=events,
+        chosen=float(np.float32(model.threshold.value)),
+        period_us=model.contract.period_us,
+        merge_gap_us=round(model.settings.episodes.merge_gap * model.contract.period_us),
+        lead_us=lead_us,
+        normal=normal,
     )
 
 

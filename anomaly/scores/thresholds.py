@@ -9,7 +9,7 @@ import hashlib
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,24 @@ from scipy.stats import chi2
 from anomaly.config import ThresholdSettings
 from anomaly.errors import Fault, UsageError
 from anomaly.intervals import from_flags
+from anomaly.scores.threshold_rules import (
+    FEW_EVENTS,
+    Pick,
+    above_all,
+    at_f_beta,
+    at_precision,
+    at_recall,
+    best_precision,
+    event_interval,
+    holds_rate,
+    normal_quantile,
+    picked,
+    quantile_interval,
+)
 
 _DAY_US = 86_400_000_000
-_DRAWS = 200
-_FEW_EVENTS = 3
+#: Rules that need labelled events; without one the budget takes their place.
+BY_EVENTS = ("pr_curve", "precision", "recall")
 #: At most this share of normal rows may be above a threshold: merged runs could swallow the part into one episode.
 _EXCEPTION = 0.05
 #: How many decades beyond the held-back rows a threshold may be extrapolated.
@@ -75,21 +89,7 @@ def best_f_beta(scores: NDArray[np.float64], positive: NDArray[np.bool_], beta: 
     >>> best_f_beta(np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True]))
     0.8
     """
-    order = np.argsort(-scores, kind="stable")
-    return _best_point(scores[order], positive[order], np.ones(len(scores)), beta)
-
-
-def _best_point(
-    falling: NDArray[np.float64], positive: NDArray[np.bool_], weight: NDArray[np.float64], beta: float
-) -> float:
-    """``best_f_beta`` of scores sorted from high to low, rows counting by ``weight``.
-
-    With TP hits among A flagged rows and P positives in all, F-beta is (1 + beta²) TP / (beta² P + A).
-    """
-    hits, flagged = np.cumsum(weight * positive), np.cumsum(weight)
-    ends = np.append(falling[1:] < falling[:-1], True)  # rows of equal score are flagged together
-    f = (1 + beta**2) * hits[ends] / (beta**2 * hits[-1] + flagged[ends])
-    return float(falling[ends][f.argmax()])
+    return picked(scores, positive, at_f_beta(beta))
 
 
 def pr_curve_threshold(
@@ -105,33 +105,123 @@ def pr_curve_threshold(
 
     ``scores (n,)`` finite, ``positive (n,)``, ``time (n,)`` in order. Raises ValueError without a positive row.
     """
-    if not positive.any():
-        raise ValueError("positive: expected at least one positive row, got none; use budget_threshold")
-    value, runs = best_f_beta(scores, positive, beta), from_flags(positive)
-    low, high = _event_interval(scores, positive, beta, seed)
-    named = "1 event" if len(runs) == 1 else f"{len(runs)} events"
-    few = f"only {named} in the {part} part: the threshold is uncertain" if len(runs) < _FEW_EVENTS else ""
-    return Threshold(
-        value, "pr_curve", part, len(scores), len(runs), low, high, note=few, source=rows_digest(time, scores)
+    _needs_positive(positive)
+    return _event_threshold("pr_curve", at_f_beta(beta), scores, positive, time, part, seed)
+
+
+def precision_threshold(
+    scores: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    *,
+    time: NDArray[np.int64],
+    floor: float = 0.5,
+    part: str = "validation",
+    seed: int = 0,
+) -> Threshold:
+    """The lowest threshold whose precision on a part is at least ``floor``, so with the most recall (METHODS S61).
+
+    ``scores (n,)`` finite, ``positive (n,)``, ``time (n,)`` in order. Where no threshold is that precise the one of the
+    best F1 is taken, and fallback and note say so. Raises ValueError without a positive row.
+    """
+    _needs_positive(positive)
+    reached = best_precision(scores, positive)
+    if reached >= floor:
+        return _event_threshold("precision", at_precision(floor), scores, positive, time, part, seed)
+    chosen = pr_curve_threshold(scores, positive, time=time, part=part, seed=seed)
+    said = f"the best precision that any threshold reaches is {reached:.3g}"
+    return replace(
+        chosen,
+        fallback=f"precision: no threshold has a precision of {floor:g} on the {part} part",
+        note="; ".join(filter(None, (said, chosen.note))),
     )
 
 
-def _event_interval(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_], beta: float, seed: int
-) -> tuple[float | None, float | None]:
-    """2.5 % and 97.5 % of the threshold when whole events, and blocks of normal rows, are drawn again."""
-    runs = from_flags(positive)
-    if len(runs) < _FEW_EVENTS:
-        return None, None
-    # one group per event, up to the next event's first row: an event brings its quiet time with it
-    group = np.searchsorted(runs[1:, 0], np.arange(len(scores)), side="right")
-    order = np.argsort(-scores, kind="stable")
-    falling, hit, group = scores[order], positive[order], group[order]
-    rng, drawn = np.random.default_rng(seed), []
-    for _ in range(_DRAWS):
-        times_drawn = np.bincount(rng.integers(0, len(runs), len(runs)), minlength=len(runs)).astype(np.float64)
-        drawn.append(_best_point(falling, hit, times_drawn[group], beta))
-    return float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+def recall_threshold(
+    scores: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    *,
+    time: NDArray[np.int64],
+    floor: float = 0.5,
+    part: str = "validation",
+    seed: int = 0,
+) -> Threshold:
+    """The highest threshold whose recall on a part is at least ``floor``, so with the fewest rows flagged (METHODS S61).
+
+    ``scores (n,)`` finite, ``positive (n,)``, ``time (n,)`` in order. Raises ValueError without a positive row.
+    """
+    _needs_positive(positive)
+    return _event_threshold("recall", at_recall(floor), scores, positive, time, part, seed)
+
+
+def _needs_positive(positive: NDArray[np.bool_]) -> None:
+    if not positive.any():
+        raise ValueError("positive: expected at least one positive row, got none; use budget_threshold")
+
+
+def _event_threshold(
+    rule: str,
+    pick: Pick,
+    scores: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    time: NDArray[np.int64],
+    part: str,
+    seed: int,
+) -> Threshold:
+    """What ``pick`` takes on the part's precision–recall curve, with an interval over resampled events."""
+    events = len(from_flags(positive))
+    value, (low, high) = picked(scores, positive, pick), event_interval(scores, positive, pick, seed)
+    named = "1 event" if events == 1 else f"{events} events"
+    few = f"only {named} in the {part} part: the threshold is uncertain" if events < FEW_EVENTS else ""
+    return Threshold(value, rule, part, len(scores), events, low, high, note=few, source=rows_digest(time, scores))
+
+
+def quantile_threshold(
+    scores: NDArray[np.float64], *, time: NDArray[np.int64], rate: float, part: str = "validation"
+) -> Threshold:
+    """The score that a share ``rate`` of held-back normal rows ``(n,)`` pass, counted (METHODS S63).
+
+    The interval is that of an order statistic. Fewer than about 1 / rate rows cannot show so rare a score: then the
+    calibrated tail is followed, and the fallback says so. Raises ValueError without a row.
+    """
+    _needs_rows(scores)
+    n = len(scores)
+    if not holds_rate(n, rate):
+        followed = tail_threshold(scores, time=time, rate=rate, part=part)
+        return replace(followed, fallback=f"quantile: {n} normal rows cannot show 1 row in {1 / rate:.3g}")
+    value, (low, high) = normal_quantile(scores, rate), quantile_interval(scores, rate)
+    high = None if high is None else max(high, value)
+    reach = int((scores >= value).sum())
+    note = f"reached by {reach} of {n} normal rows, {rate:.3g} allowed"
+    return Threshold(value, "quantile", part, n, 0, min(low, value), high, "", note, rows_digest(time, scores))
+
+
+def tail_threshold(
+    scores: NDArray[np.float64], *, time: NDArray[np.int64], rate: float, part: str = "validation"
+) -> Threshold:
+    """The score that one normal row in 1 / ``rate`` passes by the fitted tail: scores are ``-log10`` of it (METHODS S63).
+
+    ``scores (n,)`` of held-back normal rows bound how far the tail is followed, one decade beyond what they can show;
+    the note says so. The interval is that of an order statistic, beyond the rows the one between what they can show and
+    what was asked for. Raises ValueError without a row.
+    """
+    _needs_rows(scores)
+    n, wanted = len(scores), -float(np.log10(rate))
+    supported = float(np.log10(n + 1))
+    value = min(wanted, supported + _REACH)
+    if wanted <= supported:
+        low, high = quantile_interval(scores, rate)
+        low, high = min(low, value), None if high is None else max(high, value)
+        note = f"{n} normal rows carry the tail this far"
+    else:
+        low, high = min(supported, value), wanted
+        beyond = f"; {rate:g} would need {wanted:.1f}, beyond their reach: expect more false alerts"
+        note = f"{n} normal rows cannot show 1 row in {1 / rate:.3g}: tail followed{beyond if value < wanted else ''}"
+    return Threshold(value, "tail", part, n, 0, low, high, "", note, rows_digest(time, scores))
+
+
+def _needs_rows(scores: NDArray[np.float64]) -> None:
+    if not len(scores):
+        raise ValueError("scores: expected at least one scored normal row, got none")
 
 
 def episodes_at(scores: NDArray[np.float64], time: NDArray[np.int64], threshold: float, merge_gap_us: int) -> int:
@@ -156,8 +246,7 @@ def budget_threshold(
     passed by one normal row in 10^s. It is followed at most one decade beyond what the rows can support, and the note
     says so; the interval is that of a Poisson count.
     """
-    if not len(scores):
-        raise ValueError("scores: expected at least one scored normal row, got none")
+    _needs_rows(scores)
     days = len(scores) * period_us / _DAY_US
     allowed = int(np.floor(budget * days))
     supported = np.log10(len(scores) + 1)
@@ -186,9 +275,7 @@ def lowest_within(
     A lower threshold may join two episodes into one, so the count is not monotone: the search comes from above and ends
     at the first score that breaks the number, or where alerts stop being the exception.
     """
-    # a float32 above them all: scores are written as float32, and none may seem to reach the threshold
-    above_all = float(np.nextafter(np.float32(scores.max()), np.float32(np.inf)))
-    found, most = [above_all] * len(allowed), 0
+    found, most = [above_all(scores)] * len(allowed), 0
     order = np.argsort(-scores, kind="stable")[: int(len(scores) * _EXCEPTION) + 1]
     falling = scores[order]
     counts = _episode_counts(time[order], asset[order], gap)
@@ -243,20 +330,40 @@ def choose_threshold(
         return fixed_threshold(settings.value)
     scored = np.isfinite(scores)
     scores, positive, time, asset = scores[scored], positive[scored], time[scored], asset[scored]
-    if settings.rule == "pr_curve" and positive.any():
-        return pr_curve_threshold(scores, positive, time=time, beta=settings.beta, part=part, seed=seed)
+    if settings.rule in BY_EVENTS and positive.any():
+        return _by_events(settings, scores, positive, time, part, seed)
     normal = ~positive
+    scores, time, asset = scores[normal], time[normal], asset[normal]
+    if settings.rule == "quantile":
+        return quantile_threshold(scores, time=time, rate=settings.rate, part=part)
+    if settings.rule == "tail":
+        return tail_threshold(scores, time=time, rate=settings.rate, part=part)
     chosen = budget_threshold(
-        scores[normal],
-        time=time[normal],
-        asset=asset[normal],
+        scores,
+        time=time,
+        asset=asset,
         period_us=period_us,
         budget=settings.budget,
         merge_gap_us=merge_gap_us,
         part=part,
     )
-    fallback = f"pr_curve: no event in the {part} part" if settings.rule == "pr_curve" else ""
-    return Threshold(**{**chosen.to_dict(), "fallback": fallback})
+    fallback = f"{settings.rule}: no event in the {part} part" if settings.rule in BY_EVENTS else ""
+    return replace(chosen, fallback=fallback)
+
+
+def _by_events(
+    settings: ThresholdSettings,
+    scores: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    time: NDArray[np.int64],
+    part: str,
+    seed: int,
+) -> Threshold:
+    """The rules that learn from labelled rows."""
+    if settings.rule == "pr_curve":
+        return pr_curve_threshold(scores, positive, time=time, beta=settings.beta, part=part, seed=seed)
+    rule = precision_threshold if settings.rule == "precision" else recall_threshold
+    return rule(scores, positive, time=time, floor=settings.floor, part=part, seed=seed)
 
 
 def rows_digest(time: NDArray[np.int64], scores: NDArray[np.float64]) -> str:
