@@ -27,7 +27,8 @@ class CalibrationRow:
     """One nominal rate and what fresh normal rows did.
 
     ``nominal`` and ``observed`` are shares of rows, ``low`` to ``high`` is the 95 % interval of the observed one;
-    ``expected`` and ``counted`` are rows. ``verdict`` says on which side of the interval the nominal rate lies, or that the interval is too wide.
+    ``expected`` and ``counted`` are rows. ``verdict`` says on which side of the interval the nominal rate lies, or that
+    the interval is too wide to tell.
     """
 
     nominal: float
