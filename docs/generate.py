@@ -167,7 +167,9 @@ def detector_list() -> str:
     for name in DETECTORS:
         kind = detector_class(name)
         options = [
-            f"`{p.name}` = {p.default!r}" for p in inspect.signature(kind).parameters.values() if p.default is not p.empty
+            f"`{p.name}` = {p.default!r}"
+            for p in inspect.signature(kind).parameters.values()
+            if p.default is not p.empty
         ]
         named = "scores of 1 and more" if kind.dear else "every row"
         lines.append(_row(f"`{name}`", kind.summary, kind.needs, named, ", ".join(options) or "–"))

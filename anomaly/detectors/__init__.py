@@ -13,6 +13,11 @@ from anomaly.errors import Fault, UsageError
 DETECTORS: dict[str, str] = {
     "reconstruction": "anomaly.detectors.reconstruction:ReconstructionDetector",
     "knn": "anomaly.detectors.distance:KnnDetector",
+    "centroid": "anomaly.detectors.centroid:CentroidDetector",
+    "gmm": "anomaly.detectors.density:GmmDetector",
+    "kde": "anomaly.detectors.density:KdeDetector",
+    "iforest": "anomaly.detectors.boundary:IsolationForestDetector",
+    "ocsvm": "anomaly.detectors.boundary:OneClassSvmDetector",
     "window_knn": "anomaly.detectors.raw_windows:WindowKnnDetector",
     "subspace": "anomaly.detectors.raw_windows:SubspaceDetector",
     "head": "anomaly.detectors.supervised:HeadDetector",

@@ -1,4 +1,4 @@
-"""Distance to a memory bank of normal embeddings (METHODS S14 in its simplest form: a uniform sample, exact search)."""
+"""Distance to a memory bank of normal embeddings: a sample or a coreset of them, searched exactly (METHODS S52)."""
 
 from __future__ import annotations
 
@@ -10,72 +10,82 @@ from numpy.typing import NDArray
 
 from anomaly.data.reservoir import Reservoir
 from anomaly.detectors.base import Detector, Encoded, shared_out
+from anomaly.detectors.coreset import CORESETS
+from anomaly.detectors.moments import safe_scale
+from anomaly.detectors.neighbours import RankedBank, nearest_in_bank, ranked_bank
 
 #: Bytes of the bank's windows at most: they say which sensors differ, and travel with the model.
 _MOST_WINDOW_BYTES = 16 << 20
 _LEAST_BANK = 64
-
-
-def squared_distances(points: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Squared Euclidean distances of ``(n, d)`` to ``(m, d)``, ``(n, m)``; never negative.
-
-    >>> squared_distances(np.array([[3.0, 4.0]], np.float32), np.zeros((1, 2), np.float32)).tolist()
-    [[25.0]]
-    """
-    cross = points @ bank.T
-    total = (points**2).sum(axis=1)[:, None] + (bank**2).sum(axis=1)[None] - 2 * cross
-    return np.maximum(total, 0)
-
-
-def nearest(distances: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Positions of the ``k`` smallest of each row of ``(n, m)``, nearest first, ``(n, k)``."""
-    some = np.argpartition(distances, k - 1, axis=1)[:, :k] if k < distances.shape[1] else None
-    some = np.tile(np.arange(distances.shape[1]), (len(distances), 1)) if some is None else some
-    order = np.argsort(np.take_along_axis(distances, some, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(some, order, axis=1)
+#: Embeddings that a coreset is chosen from, and bytes of their windows at most, held during the fit only.
+_CANDIDATES = 20_000
+_MOST_CANDIDATE_BYTES = 256 << 20
 
 
 class KnnDetector(Detector):
     """Mean distance to the ``k`` nearest embeddings of a bank, each dimension scaled by its normal deviation.
 
     The bank is a uniform sample of at most ``bank`` normal windows (fewer where windows are large), drawn in one pass.
-    A window's score is shared out by where it differs from the normal windows that it embeds closest to.
+    ``coreset`` "greedy" or "kmeans" chooses it out of a larger sample, of at most 20 000, so that rare normal states keep
+    a place ("greedy": no normal window far from the bank) or dense ones do not crowd it ("kmeans"). A window's score is
+    shared out by where it differs from the normal windows that it embeds closest to.
     """
 
     name: ClassVar[str] = "knn"
     summary: ClassVar[str] = "mean distance to the nearest of a bank of normal embeddings (S52)"
     needs: ClassVar[str] = "embedding"
 
-    def __init__(self, k: int = 3, bank: int = 2500, seed: int = 7) -> None:
+    def __init__(self, k: int = 3, bank: int = 2500, seed: int = 7, coreset: str = "random") -> None:
         if k < 1 or bank < k:
             raise ValueError(f"k, bank: expected at least 1 neighbour and a bank that holds them, got {k}, {bank}")
-        self.k, self.bank, self.seed = k, bank, seed
+        if coreset not in CORESETS:
+            raise ValueError(f"coreset: expected one of {', '.join(CORESETS)}, got {coreset!r}")
+        self.k, self.bank, self.seed, self.coreset = k, bank, seed, coreset
         self.embeddings_ = np.empty((0, 0), np.float32)
         self.windows_ = np.empty((0, 0, 0), np.float32)
         self.scale_ = np.empty(0, np.float32)
+        self._ranked: tuple[NDArray[np.float32], RankedBank] | None = None
 
     def fit(self, blocks: Iterable[Encoded]) -> Self:
-        """Remember a uniform sample of the windows; raises ValueError where there is none."""
+        """Remember normal windows; raises ValueError where there is none."""
         sample, total, squares = Reservoir(self.bank, self.seed), np.zeros(1), np.zeros(1)
         for block in blocks:
-            exact = self._needed(block).astype(np.float64)
+            embeddings = self._needed(block)
+            exact = embeddings.astype(np.float64)
             total, squares = total + exact.sum(axis=0), squares + (exact**2).sum(axis=0)
             if len(block):
-                sample.size = min(self.bank, max(_MOST_WINDOW_BYTES // block.windows[0].nbytes, _LEAST_BANK))
-            sample.add(self._needed(block), block.windows)
+                sample.size = self._sampled(block.windows[0].nbytes)
+            sample.add(embeddings, block.windows)
         if not len(sample):
             raise ValueError("blocks: expected normal windows to remember, got none")
         deviation = np.sqrt(np.maximum(squares / sample.seen - (total / sample.seen) ** 2, 0))
-        # A dimension that never moved would turn rounding into distance.
-        largest = deviation.max(initial=0) or 1.0
-        self.scale_ = np.where(deviation > 1e-6 * largest, deviation, largest).astype(np.float32)
+        self.scale_ = safe_scale(deviation).astype(np.float32)
         embeddings, self.windows_ = sample.columns
         self.embeddings_ = (embeddings / self.scale_).astype(np.float32)
+        if self.coreset != "random":
+            size = self._held(self.windows_[0].nbytes)
+            chosen = np.sort(CORESETS[self.coreset](self.embeddings_, size, self.seed))
+            self.embeddings_, self.windows_ = self.embeddings_[chosen], self.windows_[chosen]
         return self
+
+    def _held(self, window_bytes: int) -> int:
+        """Rows of the bank."""
+        return min(self.bank, max(_MOST_WINDOW_BYTES // window_bytes, _LEAST_BANK))
+
+    def _sampled(self, window_bytes: int) -> int:
+        """Rows to draw: the bank's, or those that it is chosen from."""
+        held = self._held(window_bytes)
+        if self.coreset == "random":
+            return held
+        return max(held, min(_CANDIDATES, _MOST_CANDIDATE_BYTES // window_bytes))
 
     def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
         """Mean distance to the nearest of the bank."""
         return self._found(block)[0]
+
+    def bank_scores(self) -> NDArray[np.float64]:
+        """Scores of the bank's own rows, none of which matches itself ``(m,)``; raises ValueError for a bank of one."""
+        return np.asarray(nearest_in_bank(self.embeddings_, self.embeddings_, self.k, True)[0].mean(axis=1))
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         """The mean distance, shared out by the squared differences to the nearest windows."""
@@ -87,15 +97,18 @@ class KnnDetector(Detector):
         return shared_out(score, apart)
 
     def _found(self, block: Encoded) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Scores, and positions of the nearest in the bank ``(n, k)``."""
+        """Scores, and positions of the nearest in the bank ``(n, k)``, all of it where k is larger."""
         points = (self._needed(block) / self.scale_).astype(np.float32)
-        distances = squared_distances(points, self.embeddings_)
-        near = nearest(distances, min(self.k, len(self.embeddings_)))
-        return np.sqrt(np.take_along_axis(distances, near, axis=1).astype(np.float64)).mean(axis=1), near
+        if self._ranked is None or self._ranked[0] is not self.embeddings_:
+            self._ranked = self.embeddings_, ranked_bank(self.embeddings_)
+        distances, near = nearest_in_bank(points, self.embeddings_, self.k, ranked=self._ranked[1])
+        return distances.mean(axis=1), near
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         arrays = {"embeddings": self.embeddings_, "windows": self.windows_, "scale": self.scale_}
-        return {"k": self.k, "bank": self.bank, "seed": self.seed}, arrays
+        settings = {"k": self.k, "bank": self.bank, "seed": self.seed}
+        # Only where it was asked for: subclasses do not take it.
+        return settings | ({} if self.coreset == "random" else {"coreset": self.coreset}), arrays
 
     @classmethod
     def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> KnnDetector:

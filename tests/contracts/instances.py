@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from anomaly.detectors.base import Detector
+from anomaly.detectors.boundary import IsolationForestDetector, OneClassSvmDetector
+from anomaly.detectors.centroid import CentroidDetector
+from anomaly.detectors.density import GmmDetector, KdeDetector
 from anomaly.detectors.distance import KnnDetector
 from anomaly.detectors.raw_windows import SubspaceDetector, WindowKnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
@@ -57,6 +60,15 @@ DETECTORS: list[Detector] = [
     ReconstructionDetector(half_life=None),
     KnnDetector(k=1),
     KnnDetector(bank=64),
+    KnnDetector(bank=64, coreset="greedy"),
+    KnnDetector(bank=64, coreset="kmeans"),
+    CentroidDetector(),
+    CentroidDetector("mahalanobis"),
+    GmmDetector(components=2),
+    KdeDetector(bank=100),
+    IsolationForestDetector(),
+    OneClassSvmDetector(),
+    OneClassSvmDetector(exact_limit=100),
     WindowKnnDetector(bank=64),
     SubspaceDetector(0.3),
     HeadDetector(np.tile([0.0, 0.3, 0.1], 4), -1.0),

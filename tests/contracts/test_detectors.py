@@ -1,4 +1,4 @@
-"""Promises that every detector keeps (METHODS S51, S55)."""
+"""Promises that every detector keeps (METHODS S51–S55)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ WINDOWS = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
 
 def encoded(windows: np.ndarray) -> Encoded:
     """Windows whose reconstruction is zero and whose embedding is themselves, flattened."""
-    return Encoded(windows, embedding=windows.reshape(len(windows), -1), residual=windows)
+    flat = windows.reshape(len(windows), -1)
+    return Encoded(windows, embedding=flat, residual=windows, again=lambda other, _: encoded(other))
 
 
 BLOCK = encoded(WINDOWS)
