@@ -12,8 +12,8 @@ from anomaly.detectors.base import Detector, Encoded
 from anomaly.detectors.distance import KnnDetector
 from anomaly.detectors.reconstruction import recency_weights, sensor_shares
 
-#: Widest window, rows × tags, whose covariance is kept: 8 bytes × its square.
-_WIDEST = 4096
+#: Widest window, rows × tags, whose covariance is kept: its decomposition takes a second, and eight times that for twice.
+_WIDEST = 1024
 
 
 class WindowKnnDetector(KnnDetector):
@@ -51,7 +51,7 @@ class SubspaceDetector(Detector):
     """Squared distance from the plane of the largest principal components of normal windows, per value.
 
     Exact covariance in one streamed pass. ``variance`` is the share of it that the plane keeps. Windows of more than
-    4096 values are thinned in time, every so many rows, until they fit. ``half_life``: rows after which a residual counts
+    1024 values are thinned in time, every so many rows, until they fit. ``half_life``: rows after which a residual counts
     half, None for all alike; see ``ReconstructionDetector``.
     """
 
