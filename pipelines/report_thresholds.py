@@ -28,6 +28,12 @@ from pipelines.report_pictures import (
 _SQUARE = (4.9, 4.0)
 #: Beyond this the rare end of the interval is drawn as reaching the lower edge: a logarithm has no zero.
 _EDGE = 0.3
+_HOLDS, _OFF = ("as calibrated",), ("too many", "too few")
+_GROUPS = (
+    ("as calibrated", BLUE, _HOLDS),
+    ("not as calibrated", RED, _OFF),
+    ("too little to tell", GREY, ("too little to tell",)),
+)
 
 
 def calibration_plot(rows: Sequence[CalibrationRow]) -> Picture:
@@ -42,9 +48,8 @@ def calibration_plot(rows: Sequence[CalibrationRow]) -> Picture:
         ax = canvas.add_subplot()
         ax.set(xscale="log", yscale="log")
         ax.plot(nominal, nominal, color=GREY, ls="--", lw=1, label="as the score says")
-        for holds, colour, label in ((True, BLUE, "as calibrated"), (False, RED, "not as calibrated")):
-            own = [row for row in rows if (row.verdict == "as calibrated") == holds]
-            if own:
+        for label, colour, verdicts in _GROUPS:
+            if own := [row for row in rows if row.verdict in verdicts]:
                 _bars(ax, own, floor, colour, label)
         ax.set_ylim(bottom=floor)
         ax.set_xlim(nominal.min() / 2, nominal.max() * 2)
@@ -75,8 +80,14 @@ def _calibration_text(rows: Sequence[CalibrationRow]) -> str:
     figures = "; ".join(
         f"1 in {1 / row.nominal:.3g}: {row.counted} rows, {row.expected:.3g} expected, {row.verdict}" for row in rows
     )
-    off = sum(row.verdict != "as calibrated" for row in rows)
-    said = "every rate is as calibrated" if not off else f"{off} of {len(rows)} rates are not as calibrated"
+    told = [row for row in rows if row.verdict in (*_HOLDS, *_OFF)]
+    off = sum(row.verdict in _OFF for row in told)
+    unknown = f", {len(rows) - len(told)} cannot be told" if len(told) < len(rows) else ""
+    said = f"{off} of {len(rows)} rates are not as calibrated{unknown}"
+    if not off:
+        said = (
+            f"{len(told)} of {len(rows)} rates are as calibrated{unknown}" if unknown else "every rate is as calibrated"
+        )
     return f"Of fresh normal rows {said}. Scores passed by {figures}."
 
 

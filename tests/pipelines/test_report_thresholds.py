@@ -46,6 +46,14 @@ def test_calibration_marks_what_is_off_in_another_colour():
     assert red not in svg(calibration_plot(CALIBRATION[::2])).lower()
 
 
+def test_a_rate_that_cannot_be_told_is_neither_held_nor_off():
+    unknown = replace(CALIBRATION[2], verdict="too little to tell")
+    picture = calibration_plot([CALIBRATION[0], unknown])
+    assert "1 of 2 rates are as calibrated, 1 cannot be told" in picture.text
+    assert "#d55e00" not in svg(picture).lower()
+    assert "1 of 2 rates are not as calibrated, 1 cannot be told" in calibration_plot([CALIBRATION[1], unknown]).text
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_row_that_passed_is_drawn_without_a_warning():
     svg(calibration_plot([CALIBRATION[2]]))
