@@ -145,11 +145,20 @@ def ingest(
     logs: Logs,
     settings: Settings,
     store: Annotated[Path, typer.Option(help="Window store to write (HDF5).")],
+    repacked: Annotated[
+        bool, typer.Option("--repack", help="Copy one HDF5 file of signals (N, T, C) into chunks that read fast.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check logs, grade sensors, build the window store."""
     from pipelines.ingest import ingest as run
+    from pipelines.ingest import repack
 
+    if repacked:
+        with terminal.progress(as_json) as progress:
+            copied = repack(logs, store, progress)
+        _finish(asdict(copied), as_json, lambda: terminal.show_repacked(copied))
+        return
     with terminal.progress(as_json) as progress:
         done = run(logs, settings, store, progress)
     _finish(asdict(done), as_json, lambda: terminal.show_ingested(done))

@@ -11,6 +11,7 @@ from anomaly.data.contract import NORMAL, LogContract
 from anomaly.data.quality import SensorGrade, SensorStatistics
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.data.store import create_store
+from anomaly.data.store_signals import repack_signals
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.fitting import Progress, silent
 
@@ -71,6 +72,35 @@ def ingest(paths: Sequence[Path], settings: Settings, target: Path, progress: Pr
     return Ingested(
         target, log.contract, log.fingerprint, log.rows, log.label_counts, log.notices, tuple(statistics.grades())
     )
+
+
+@dataclass(frozen=True)
+class Repacked:
+    """A copy of a file of windows in chunks of whole rows, and what was slow about the file."""
+
+    store: Path
+    windows: int
+    notice: str
+
+
+def repack(paths: Sequence[Path], target: Path, progress: Progress = silent) -> Repacked:
+    """Copy the one file of windows (``signals (N, T, C)``) at ``paths`` into chunks of whole rows, streamed.
+
+    Raises UsageError E2001 for more or fewer files than one, and what ``repack_signals`` raises.
+    """
+    if len(paths) != 1 or not paths[0].is_file():
+        raise UsageError(Fault("E2001", "one HDF5 file of signals to repack", ", ".join(map(str, paths)) or "none"))
+    if target.exists() and not is_store(target):
+        raise UsageError(Fault("E2003", "a new path, or an HDF5 file to replace", "something else", file=str(target)))
+    windows = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal windows
+        windows = total
+        progress("repack", done, total)
+
+    notice = repack_signals(paths[0], target, told)
+    return Repacked(target, windows, notice)
 
 
 def write_store(log: PlantLog, settings: Settings, target: Path, progress: Progress = silent) -> SensorStatistics:

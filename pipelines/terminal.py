@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anomaly.scores.thresholds import Threshold
     from pipelines.demo import Demo
     from pipelines.evaluate import Evaluated
-    from pipelines.ingest import Ingested
+    from pipelines.ingest import Ingested, Repacked
     from pipelines.sample import Sampled
     from pipelines.score import Scored
     from pipelines.train import Trained
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _STAGES = {
     "check": "checking the log",
     "ingest": "writing the window store",
+    "repack": "repacking",
     "scaler": "fitting the scaler",
     "encoder": "training (epochs)",
     "detectors": "fitting the detectors",
@@ -128,6 +129,12 @@ def _table(*columns: str) -> Table:
 def _notices(notices: tuple[str, ...]) -> None:
     for notice in notices:
         _out.print(f"[dim]note[/dim] {escape(notice)}")
+
+
+def show_repacked(done: Repacked) -> None:
+    """A copied file of windows."""
+    _notices((done.notice,) if done.notice else ("the file was not slow to read; it was copied all the same",))
+    _out.print(f"{_counted(done.windows, 'window')} → {escape(str(done.store))}")
 
 
 def show_ingested(done: Ingested) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.store_files import damaged, extend, growing, new_file, open_file
-from anomaly.errors import Fault, InputRefused
+from anomaly.data.store_layout import layout, open_cached
+from anomaly.errors import Fault, InputRefused, UsageError
 
+#: Windows copied at once.
+_REPACKED = 4096
 _COMPRESSED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
 
@@ -100,7 +103,7 @@ class SignalsStore:
         self.path, self._file = path, file
         if not isinstance(file.get("signals"), h5py.Dataset) or file["signals"].ndim != 3:
             raise InputRefused(Fault("E3007", "a dataset signals (N, T, C)", "none", file=str(path)))
-        self.signals: h5py.Dataset = file["signals"]
+        self.signals: h5py.Dataset = open_cached(file, "signals")
         self.labels: h5py.Dataset | None = file.get("labels")
         if self.labels is not None and len(self.labels) != len(self.signals):
             found = f"{len(self.labels)} labels for {len(self.signals)} signals"
@@ -137,6 +140,11 @@ class SignalsStore:
         return len(self.signals)
 
     @property
+    def notice(self) -> str:
+        """What makes this file slow to read, and the cure; "" where nothing does."""
+        return layout(self.signals).notice("signals")
+
+    @property
     def metadata_names(self) -> tuple[str, ...]:
         """Names of the metadata columns, sorted."""
         group = self._file.get("metadata")
@@ -161,6 +169,26 @@ class SignalsStore:
                 yield self.signals[start : start + size].astype(np.float32, copy=False)
             except (OSError, RuntimeError) as error:
                 raise damaged(self.path, error) from error
+
+
+def repack_signals(source: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    """Copy a file of the plain form into chunks of whole rows, block by block; what was slow about it, or "".
+
+    Signals, labels, metadata columns and attributes are kept. Raises InputRefused as ``SignalsStore.open``, UsageError
+    E2003 where ``target`` is the source or a folder; on an error ``target`` is as it was.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UsageError(Fault("E2003", "a new path for the copy", "the file itself", file=str(target)))
+    with SignalsStore.open(source) as store, create_signals(target, store.attributes) as writer:
+        done, total = 0, store.n_windows
+        for block in store.blocks(_REPACKED):
+            here = slice(done, done + len(block))
+            columns = {name: store.metadata(name, here.start, here.stop) for name in store.metadata_names}
+            writer.append(block, None if store.labels is None else store.labels[here], columns)
+            done += len(block)
+            if progress is not None:
+                progress(done, total)
+        return store.notice
 
 
 def _column_names(file: h5py.File) -> list[str]:

@@ -120,3 +120,22 @@ def test_the_sensors_are_graded_for_people(press: Press, home: Path, tmp_path: P
     grades = {line.split()[0]: line for line in done.out.splitlines() if line.startswith("tag")}
     assert set(grades) >= {f"tag{i}" for i in range(6)}
     assert "900 rows" in grades["tag3"]
+
+
+def test_s1_repack_copies_a_file_of_windows_and_says_what_was_slow(tmp_path: Path) -> None:
+    import h5py
+
+    signals = np.random.default_rng(0).normal(size=(40_000, 8, 4)).astype(np.float32)
+    with h5py.File(tmp_path / "old.h5", "x") as file:
+        file.create_dataset("signals", data=signals, chunks=(20_000, 1, 1))
+    done = anomaly("ingest", tmp_path / "old.h5", "--repack", "--store", tmp_path / "new.h5", "--json").json
+    assert done["windows"] == 40_000
+    assert "20000 × 1 × 1" in done["notice"]
+    with h5py.File(tmp_path / "new.h5") as file:
+        np.testing.assert_array_equal(file["signals"][:], signals)
+    said = anomaly("ingest", tmp_path / "new.h5", "--repack", "--store", tmp_path / "again.h5")
+    assert "was not slow to read" in said.out
+    refused = anomaly("ingest", tmp_path / "old.h5", tmp_path / "new.h5", "--repack", "--store", tmp_path / "x.h5")
+    assert (refused.status, "E2001" in refused.err) == (2, True)
+    same = anomaly("ingest", tmp_path / "old.h5", "--repack", "--store", tmp_path / "old.h5")
+    assert (same.status, "E2003" in same.err) == (2, True)
