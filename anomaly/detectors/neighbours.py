@@ -104,10 +104,13 @@ def nearest_in_bank(
     distances, positions = np.empty((len(points), kept)), np.empty((len(points), kept), np.int64)
     searched = kept + leave_out_self + _SPARE
     tile = max(_TILE_BYTES // (4 * max(len(bank), searched * bank.shape[1])), 1)
+    # One scratch for all tiles: fresh memory of this size is given back to the system and faulted in again each time.
+    scratch = np.empty((min(tile, len(points)), len(bank)), np.result_type(points, ranked.table))
     for low in range(0, len(points), tile):
         part = points[low : low + tile]
         ones = np.ones((len(part), 1), part.dtype)
-        found = smallest(np.concatenate((part - ranked.centre, ones), axis=1) @ ranked.table, searched)
+        rows = np.concatenate((part - ranked.centre, ones), axis=1)
+        found = smallest(np.matmul(rows, ranked.table, out=scratch[: len(part)]), searched)
         apart = part[:, None] - bank[found]
         exact = np.einsum("nkd,nkd->nk", apart, apart, dtype=np.float64)
         if leave_out_self:
