@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.parallel import at_once, cores
+
 #: Bytes of one tile of products: near to a cache, far below what a machine could hold.
-_TILE_BYTES = 16 << 20
+_TILE_BYTES = 8 << 20
+#: Rows below which a share is not worth handing to another core.
+_LEAST_SHARE = 64
 #: Columns that are searched by their groups' minima; a smaller bank is partitioned as it is.
 _GROUP = 32
 #: Candidates beyond k whose distances are made exactly: float32 products may swap rows that are all but equally near.
@@ -48,8 +53,10 @@ def smallest(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     columns = (chosen[:, :, None] + groups * np.arange(_GROUP)).reshape(n, -1)
     if whole < m:
         columns = np.concatenate((columns, np.broadcast_to(np.arange(whole, m), (n, m - whole))), axis=1)
-    some = _partitioned(np.take_along_axis(values, columns, axis=1), k)
-    return np.take_along_axis(columns, some, axis=1)
+    # Positions in the flat array, because take is twice as fast there as along an axis.
+    picked = values.ravel().take(columns + (m * np.arange(n))[:, None])
+    some = _partitioned(picked, k)
+    return columns.ravel().take(some + (columns.shape[1] * np.arange(n))[:, None])
 
 
 def _partitioned(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
@@ -62,7 +69,10 @@ def _partitioned(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
 
 
 class RankedBank(NamedTuple):
-    """What ranks a bank ``(m, d)`` by one product: its ``centre (d,)`` and a table ``(d + 1, m)``."""
+    """What ranks a bank ``(m, d)`` by one product: its ``centre (d,)`` and a table ``(d + 1, m')``, m' whole groups.
+
+    Columns beyond m are infinitely far.
+    """
 
     centre: NDArray[np.float32]
     table: NDArray[np.float32]
@@ -72,8 +82,11 @@ def ranked_bank(bank: NDArray[np.float32]) -> RankedBank:
     """|b|² − 2 p·b ranks the rows b of a bank as their distances to p do; rows are taken about their centre."""
     centre = bank.mean(axis=0, dtype=np.float64).astype(bank.dtype)
     near = bank - centre
-    rows = np.concatenate((-2 * near, np.einsum("md,md->m", near, near)[:, None]), axis=1)
-    return RankedBank(centre, np.ascontiguousarray(rows.T))
+    table = np.zeros((bank.shape[1] + 1, -(-len(bank) // _GROUP) * _GROUP), bank.dtype)
+    table[:-1, : len(bank)] = -2 * near.T
+    table[-1] = np.inf
+    table[-1, : len(bank)] = np.einsum("md,md->m", near, near)
+    return RankedBank(centre, table)
 
 
 def nearest_in_bank(
@@ -100,22 +113,58 @@ def nearest_in_bank(
     if leave_out_self and len(points) != len(bank):
         raise ValueError(f"points: expected the {len(bank)} rows of the bank to leave out self, got {len(points)}")
     kept = min(k, len(bank) - leave_out_self)
-    ranked = ranked or ranked_bank(bank)
-    distances, positions = np.empty((len(points), kept)), np.empty((len(points), kept), np.int64)
-    searched = kept + leave_out_self + _SPARE
-    tile = max(_TILE_BYTES // (4 * max(len(bank), searched * bank.shape[1])), 1)
-    # One scratch for all tiles: fresh memory of this size is given back to the system and faulted in again each time.
-    scratch = np.empty((min(tile, len(points)), len(bank)), np.result_type(points, ranked.table))
-    for low in range(0, len(points), tile):
-        part = points[low : low + tile]
-        ones = np.ones((len(part), 1), part.dtype)
-        rows = np.concatenate((part - ranked.centre, ones), axis=1)
-        found = smallest(np.matmul(rows, ranked.table, out=scratch[: len(part)]), searched)
-        apart = part[:, None] - bank[found]
+    nothing = np.empty((len(points), kept)), np.empty((len(points), kept), np.int64)
+    search = _Search(points, bank, ranked or ranked_bank(bank), leave_out_self, *nothing)
+    at_once(search.share, search.slices(0, len(points), max(-(-len(points) // cores()), _LEAST_SHARE)))
+    return search.distances, search.positions
+
+
+class _Search(NamedTuple):
+    """One search; each core fills its share of the rows of ``distances (n, k)`` and ``positions (n, k)``."""
+
+    points: NDArray[np.float32]
+    bank: NDArray[np.float32]
+    ranked: RankedBank
+    leave_out_self: bool
+    distances: NDArray[np.float64]
+    positions: NDArray[np.int64]
+
+    def share(self, rows: slice) -> None:
+        """Fill the rows of one share, tile by tile."""
+        fitting = _TILE_BYTES // (4 * max(len(self.bank), self._searched() * self.bank.shape[1]))
+        for tile in self.slices(rows.start, rows.stop, max(fitting, 1)):
+            self._tile(tile)
+
+    @staticmethod
+    def slices(low: int, high: int, size: int) -> list[slice]:
+        """Rows ``low`` … ``high`` in pieces of ``size``."""
+        return [slice(start, min(start + size, high)) for start in range(low, high, size)]
+
+    def _searched(self) -> int:
+        """Candidates of a row whose distances are made exactly."""
+        return min(self.distances.shape[1] + self.leave_out_self + _SPARE, len(self.bank))
+
+    def _tile(self, part: slice) -> None:
+        own, bank = self.points[part], self.bank
+        rows = np.concatenate((own - self.ranked.centre, np.ones((len(own), 1), own.dtype)), axis=1)
+        table = self.ranked.table
+        found = smallest(np.matmul(rows, table, out=_scratch(len(own), table.shape[1], rows.dtype)), self._searched())
+        apart = own[:, None] - bank[found]
         exact = np.einsum("nkd,nkd->nk", apart, apart, dtype=np.float64)
-        if leave_out_self:
-            exact[found == np.arange(low, low + len(part))[:, None]] = np.inf
-        order = np.lexsort((found, exact))[:, :kept]
-        distances[low : low + tile] = np.sqrt(np.take_along_axis(exact, order, axis=1))
-        positions[low : low + tile] = np.take_along_axis(found, order, axis=1)
-    return distances, positions
+        if self.leave_out_self:
+            exact[found == np.arange(part.start, part.stop)[:, None]] = np.inf
+        order = np.lexsort((found, exact))[:, : self.distances.shape[1]]
+        self.distances[part] = np.sqrt(np.take_along_axis(exact, order, axis=1))
+        self.positions[part] = np.take_along_axis(found, order, axis=1)
+
+
+_own = threading.local()
+
+
+def _scratch(rows: int, columns: int, dtype: np.dtype) -> NDArray[Any]:
+    """A tile of products, one per thread and kept: fresh memory of this size is faulted in again each time."""
+    held = getattr(_own, "tile", None)
+    if held is None or held.dtype != dtype or held.size < rows * columns:
+        held = _own.tile = np.empty(rows * columns, dtype)
+    tile: NDArray[Any] = held[: rows * columns].reshape(rows, columns)
+    return tile
