@@ -20,6 +20,7 @@ from anomaly.data.vocabulary import UNKNOWN_WORD, Vocabulary
 from anomaly.detectors.base import Encoded
 from anomaly.encoders import encoder_class
 from anomaly.encoders.base import Encoder
+from anomaly.encoders.inference import Engine, inference_engine
 from anomaly.ensemble import Ensemble
 from anomaly.errors import Fault, InputRefused
 from anomaly.scores.calibration import TailCalibrator
@@ -53,6 +54,8 @@ class AnomalyModel:
     quality: dict[str, Any] = field(default_factory=dict)
     canary: pd.DataFrame = field(default_factory=pd.DataFrame)
     digest: str | None = None
+    engine_kind: str = "graph"  # how windows pass the encoder; see ``anomaly.encoders.inference``
+    _engines: dict[tuple[str, bool, bool], Engine] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def lookback(self) -> int:
@@ -63,20 +66,30 @@ class AnomalyModel:
         """Held rows ``(n, C)`` and category codes ``(n, K)`` as the encoder takes them, ``(n, C + K)``."""
         return prepared_rows(self.preparer, held, codes)
 
-    def encode(self, windows: NDArray[np.float32]) -> Encoded:
-        """What the detectors need of prepared windows ``(B, T, C + K)``."""
-        tags, needs = len(self.contract.tags), self.ensemble.needs
+    def encode(self, windows: NDArray[np.float32], embedding: bool = False) -> Encoded:
+        """What the detectors need of prepared windows ``(B, T, C + K)``, and the ``embedding`` where it is asked for."""
+        tags = len(self.contract.tags)
         values, codes = windows[..., :tags], windows[..., tags:]
+        passed = self.engine(embedding)(windows)
 
         def again(other: NDArray[np.float32], index: NDArray[np.int64]) -> Encoded:
             return self.encode(np.concatenate((other, codes[index]), axis=-1) if codes.shape[-1] else other)
 
         return Encoded(
             values,
-            self.encoder.embed(windows) if "embedding" in needs else None,
-            values - self.encoder.reconstruct(windows) if "residual" in needs else None,
+            passed.embedding,
+            None if passed.reconstruction is None else values - passed.reconstruction,
             again,
         )
+
+    def engine(self, embedding: bool = False) -> Engine:
+        """What windows pass through: the outputs that the detectors need, and the embedding where it is asked for."""
+        needs = self.ensemble.needs
+        wanted = (embedding or "embedding" in needs, "residual" in needs)
+        made = self._engines.get((self.engine_kind, *wanted))
+        if made is None or made.encoder is not self.encoder:
+            made = self._engines[self.engine_kind, *wanted] = inference_engine(self.encoder, *wanted, self.engine_kind)
+        return made
 
     def window_scores(
         self, windows: NDArray[np.float32]

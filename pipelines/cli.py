@@ -17,7 +17,8 @@ import typer
 
 from anomaly.config import Settings
 from anomaly.errors import AnomalyError, Fault, UsageError
-from pipelines import home, terminal
+from pipelines import cli_models, cli_windows, home, terminal
+from pipelines.stopping import Stopped
 
 app = typer.Typer(
     name="anomaly",
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Registered models.")
 alerts = typer.Typer(no_args_is_help=True, help="The alert list.")
+cli_models.add_to(models)
+app.command("extract", epilog=cli_windows.EPILOG)(cli_windows.extract)
 app.add_typer(models, name="models")
 app.add_typer(alerts, name="alerts")
 
@@ -148,6 +151,7 @@ def ingest(
     repacked: Annotated[
         bool, typer.Option("--repack", help="Copy one HDF5 file of signals (N, T, C) into chunks that read fast.")
     ] = False,
+    compress: Annotated[str, typer.Option(help="Filter of the store: none, gzip, or zstd (extra zstd).")] = "none",
     as_json: Json = False,
 ) -> None:
     """Check logs, grade sensors, build the window store."""
@@ -156,11 +160,11 @@ def ingest(
 
     if repacked:
         with terminal.progress(as_json) as progress:
-            copied = repack(logs, store, progress)
+            copied = repack(logs, store, progress, compress=compress)
         _finish(asdict(copied), as_json, lambda: terminal.show_repacked(copied))
         return
     with terminal.progress(as_json) as progress:
-        done = run(logs, settings, store, progress)
+        done = run(logs, settings, store, progress, compress=compress)
     _finish(asdict(done), as_json, lambda: terminal.show_ingested(done))
 
 
@@ -323,7 +327,12 @@ def models_show(
     from registry.catalogue import show_model
 
     row = show_model(reference, home.home())
-    _finish(asdict(row), as_json, lambda: terminal.show_model(row))
+
+    def show() -> None:
+        terminal.show_model(row)
+        cli_models.show_history(row.history)
+
+    _finish(asdict(row), as_json, show)
 
 
 @alerts.command("list", epilog="Example: `anomaly alerts list --asset pump-3`")
@@ -380,6 +389,9 @@ def main() -> None:
         if app(standalone_mode=False) == INTERRUPTED:  # typer turns Ctrl-C into this status
             terminal.say("stopped; running the same command again is safe")
             sys.exit(INTERRUPTED)
+    except Stopped as stopped:
+        terminal.say(f"stopped: {stopped.told}")
+        sys.exit(128 + stopped.number)
     except typer.TyperException as error:
         terminal.show_usage(error)
         sys.exit(UsageError.exit_code)

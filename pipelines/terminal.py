@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from anomaly.errors import AnomalyError, Fault
 
@@ -37,7 +38,9 @@ _STAGES = {
     "encoder": "training (epochs)",
     "detectors": "fitting the detectors",
     "calibration": "calibrating",
+    "extract": "extracting windows",
     "space": "finding the modes",
+    "modes": "placing windows in modes",
     "measure": "measuring windows",
     "validation": "scoring the validation part",
     "test": "scoring the test part",
@@ -82,10 +85,18 @@ def show_usage(error: TyperException) -> None:
         say(Fault("E2001", "a command with its flags", error.format_message(), hint).line())
 
 
+class _Rate(ProgressColumn):
+    """How many of what is counted are done in a second, where they are many."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed or 0
+        return Text(f"{speed:,.0f}/s" if speed >= 100 else "")
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Report]:
     """Bars on a terminal, silence elsewhere; gives the callable that jobs report to."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=_err, transient=True, disable=quiet or not _err.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 

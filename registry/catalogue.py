@@ -1,7 +1,8 @@
 """Registered models: list them, show one, and get a verified copy of one to score with.
 
 MLflow is the catalogue, not the authority over bytes: a model is copied into our own cache and its bundle must have
-the digest that was recorded when it was registered. A copy that was verified once serves while MLflow is down.
+the digest that was recorded when it was registered. A copy that was verified once serves while MLflow is down. Nor is it the
+authority over who is champion: ``registry.promotion_table`` is, and every read here sets MLflow's aliases right by it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from anomaly.errors import ModelRefused, Unavailable, shown
 from anomaly.files import atomic_path
 from registry.bundle import MANIFEST, MEMBERS, refused, verify_bundle
+from registry.promotion_table import Entry, PromotionTable, mirror
 from registry.state import State, connection, find_state, locked, private_folder
 from registry.tracking import BUNDLE_PATH, CHALLENGER, CHAMPION, DIGEST_TAG
 
@@ -61,6 +63,7 @@ class ModelCard:
     metrics: dict[str, float] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    history: tuple[Entry, ...] = ()  # who promoted what of this name, oldest first
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def list_models(home: Path | None = None) -> list[ModelRow]:
         return []
     rows = []
     with connection(state) as client:
-        for name, aliases in _names(client).items():
+        for name, held in _names(client).items():
+            aliases = mirror(client, PromotionTable(state), name, held)
             for version in client.search_model_versions(f"name = '{name}'"):
                 card = _card(client, version, aliases)
                 middle = {k: v for k, v in card.metrics.items() if not k.endswith(("_low", "_high"))}
@@ -107,8 +111,8 @@ def show_model(reference: str, home: Path | None = None) -> ModelCard:
     if state.is_new:
         raise _unknown(reference, [])
     with connection(state) as client:
-        version, aliases = _version(client, wanted, reference)
-        return _card(client, version, aliases)
+        version, aliases = _version(client, state, wanted, reference)
+        return replace(_card(client, version, aliases), history=PromotionTable(state).history(wanted.name))
 
 
 def resolve(reference: str | Path, home: Path | None = None) -> Path:
@@ -134,7 +138,7 @@ def resolve_model(reference: str | Path, home: Path | None = None) -> ResolvedMo
         raise _unknown(str(reference), [])
     try:
         with connection(state) as client:
-            found = _copied(client, state, _version(client, wanted, str(reference))[0])
+            found = _copied(client, state, _version(client, state, wanted, str(reference))[0])
     except Unavailable as error:
         if error.faults[0].code != "E5003":
             raise
@@ -173,14 +177,16 @@ def _names(client: MlflowClient) -> dict[str, dict[str, str]]:
             return found
 
 
-def _version(client: MlflowClient, wanted: _Reference, reference: str) -> tuple[ModelVersion, dict[str, str]]:
-    """The version a reference stands for, and the aliases of its name."""
+def _version(
+    client: MlflowClient, state: State, wanted: _Reference, reference: str
+) -> tuple[ModelVersion, dict[str, str]]:
+    """The version a reference stands for, and the aliases of its name as our table has them."""
     from mlflow.exceptions import MlflowException
 
     names = _names(client)
     if wanted.name not in names:
         raise _unknown(reference, sorted(names))
-    aliases = names[wanted.name]
+    aliases = mirror(client, PromotionTable(state), wanted.name, names[wanted.name])
     try:
         return client.get_model_version(wanted.name, str(wanted.version or _by_alias(wanted, aliases))), aliases
     except MlflowException as error:
@@ -231,6 +237,10 @@ def _copied(client: MlflowClient, state: State, version: ModelVersion) -> Resolv
     if not _DIGEST.fullmatch(digest):
         hint = "only models registered by `anomaly train` can be used"
         raise refused("E4003", f"a version with the tag {DIGEST_TAG}", f"{version.name}/{version.version}", hint)
+    promoted = PromotionTable(state).champion(version.name)
+    if promoted and promoted.version == int(version.version) and promoted.digest and promoted.digest != digest:
+        hint = "the registry was changed after the promotion: do not use it; `anomaly models rollback` goes back"
+        raise refused("E4002", f"the promoted digest {promoted.digest}", digest, hint)
     target = private_folder(state.cache) / digest
     with locked(state.cache):
         if not _is_sound(target, digest):
@@ -277,7 +287,12 @@ def _remember(state: State, wanted: _Reference, found: ResolvedModel) -> None:
 
 
 def _last_known(state: State, wanted: _Reference, error: Unavailable) -> ResolvedModel:
-    """The copy a reference stood for when MLflow last answered; ``error`` again if there is none."""
+    """The promoted champion's copy, else the one a reference stood for when MLflow last answered; ``error`` if there is none."""
+    if wanted.version is None and wanted.alias in (None, CHAMPION):
+        row = PromotionTable(state).champion(wanted.name)
+        if row and _is_sound(state.cache / row.digest, row.digest):
+            _log.warning("MLflow does not answer: %s version %d is used from the cache", row.name, row.version)
+            return ResolvedModel(state.cache / row.digest, row.digest, row.name, row.version)
     try:
         entry: Any = json.loads(_note(state, wanted).read_text(encoding="utf-8"))
         name, version, digest = str(entry["name"]), int(entry["version"]), str(entry["digest"])

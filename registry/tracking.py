@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.faults import killpoint
 from registry.bundle import MEMBERS, installed_versions, verify_bundle
+from registry.promotion_table import CHAMPION, Champion, Entry, PromotionTable, mirror, now, user
 from registry.state import State, connection, find_state, private_folder
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from anomaly.model import AnomalyModel
 
 EXPERIMENT = "anomaly"
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
 
 #: Tag of a model version that holds the digest its bundle must have.
 DIGEST_TAG = "bundle_digest"
@@ -77,8 +78,9 @@ def record_run(
 
     ``fingerprint`` is the hex digest of the training data; ``split`` any JSON-ready value; ``metrics`` are tied to
     the model (non-finite ones are named in the tag ``undefined_metrics``); ``history`` holds a list per curve, one
-    value per epoch. The version gets the alias ``challenger``, and ``champion`` as well if there is none. On an exception
-    the run is marked FAILED; runs that a killed process left RUNNING are marked KILLED by the next one.
+    value per epoch. The version gets the alias ``challenger``, and ``champion`` as well if there is none; afterwards the
+    champion changes by ``registry.promotion`` alone. On an exception the run is marked FAILED; runs that a killed process
+    left RUNNING are marked KILLED by the next one.
 
     Raises ModelRefused (the bundle), Unavailable E5003 (MLflow does not answer).
     """
@@ -98,7 +100,7 @@ def record_run(
             _log_metrics(client, run.info.run_id, metrics, model_id)
             version = _register(client, name, model_id, run.info.run_id, digest)
             killpoint("registry.before_alias")
-            aliases = _set_aliases(client, name, version)
+            aliases = _set_aliases(client, PromotionTable(state), name, version, digest)
     return RegisteredModel(name, version, run.info.run_id, model_id, aliases)
 
 
@@ -264,9 +266,17 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, diges
     return int(made.version)
 
 
-def _set_aliases(client: MlflowClient, name: str, version: int) -> tuple[str, ...]:
+def _set_aliases(client: MlflowClient, table: PromotionTable, name: str, version: int, digest: str) -> tuple[str, ...]:
+    """Newest is challenger; it is champion too where there is none. What was decided in our table is not touched."""
     client.set_registered_model_alias(name, CHALLENGER, str(version))
-    if CHAMPION in client.get_registered_model(name).aliases:
+    row = table.champion(name)
+    if CHAMPION in mirror(client, table, name, client.get_registered_model(name).aliases):
         return (CHALLENGER,)
+    why = "first version of this name" if row is None else f"champion version {row.version} is gone"
+    entry = Entry(now(), user(), "registered", name, row.version if row else None, version, why, digest)
+    if row is None:
+        table.note(entry)  # our table begins with the first promotion: until then the alias says it
+    else:
+        table.change(row, Champion(name, version, digest), entry)
     client.set_registered_model_alias(name, CHAMPION, str(version))
     return (CHALLENGER, CHAMPION)

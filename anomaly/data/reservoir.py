@@ -29,7 +29,11 @@ class Reservoir:
     def add(self, *columns: NDArray[Any]) -> None:
         """Offer rows: one array or several of equal length."""
         self.seen += len(columns[0])
-        self._keys = np.concatenate((self._keys, self._rng.random(len(columns[0]))))
+        keys = self._rng.random(len(columns[0]))
+        if len(self._keys) == self.size:  # only what would stay is copied
+            near = np.flatnonzero(keys < self._keys.max(initial=0))
+            keys, columns = keys[near], tuple(column[near] for column in columns)
+        self._keys = np.concatenate((self._keys, keys))
         kept = self.columns or tuple(column[:0] for column in columns)
         self.columns = tuple(np.concatenate(pair) for pair in zip(kept, columns, strict=True))
         if len(self._keys) > self.size:

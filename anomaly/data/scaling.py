@@ -17,6 +17,8 @@ LONG_AGO = 255
 #: Share of a tag's silences in training that ``hold`` covers.
 _COVERED = 0.95
 _LINEAR = 4.0
+#: Values of one row that a loop should have, and of a piece that stays in the cache.
+_LONG_ROW, _PIECE = 256, 1 << 14
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,37 @@ class RowPreparer:
     def transform(self, held: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scaled rows ``(n, C)`` float32, always finite: a value that is not there becomes the mean, 0."""
         center, scale, _ = self._fitted()
-        z = (held.astype(np.float64) - center) / scale
-        z = compressed(z) if self.compress else z
-        limit = float(np.finfo(np.float32).max)
-        return np.nan_to_num(np.clip(z, -limit, limit), nan=0.0).astype(np.float32)
+        # Few tags would make the loops of an addition as short; several rows laid side by side are one long row.
+        beside = max(_LONG_ROW // max(len(center), 1), 1)
+        whole = len(held) - len(held) % beside
+        scaled = np.empty(held.shape, np.float32)
+        centers, scales = np.tile(center, beside), np.tile(scale, beside)
+        long = (-1, beside * len(center)) if len(center) else (0, 0)
+        self._scale_into(scaled[:whole].reshape(long), held[:whole].reshape(long), centers, scales)
+        self._scale_into(scaled[whole:], held[whole:], center, scale)
+        return scaled
+
+    def _scale_into(
+        self,
+        scaled: NDArray[np.float32],
+        held: NDArray[np.float32],
+        center: NDArray[np.float64],
+        scale: NDArray[np.float64],
+    ) -> None:
+        """Fill ``scaled`` in pieces that stay in the cache, in double precision."""
+        piece = max(_PIECE // max(held.shape[1], 1), 1)
+        for low in range(0, len(held), piece):
+            z = held[low : low + piece].astype(np.float64)
+            z -= center
+            z /= scale
+            # Most pieces hold nothing missing and nothing far; a comparison with NaN is false.
+            if not (z.max(initial=0) <= _LINEAR and z.min(initial=0) >= -_LINEAR):
+                far = np.flatnonzero(~(np.abs(z) <= _LINEAR))
+                own = z.ravel()[far]
+                own = compressed(own) if self.compress else own
+                limit = float(np.finfo(np.float32).max)
+                z.reshape(-1)[far] = np.nan_to_num(np.clip(own, -limit, limit), nan=0.0)
+            scaled[low : low + piece] = z
 
     def inverse(self, scaled: NDArray[np.floating]) -> NDArray[np.float64]:
         """Scaled values ``(…, C)`` in the tags' own units again."""

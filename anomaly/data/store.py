@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,17 @@ from numpy.typing import NDArray
 from anomaly.config import WindowSettings
 from anomaly.data.contract import LEAD, NORMAL, LogContract
 from anomaly.data.splits import SplitPlan
-from anomaly.data.store_blocks import Preparation, RowBlock, WindowBatch, WindowBlock, WindowRun, kind_table, pooled
+from anomaly.data.store_blocks import (
+    Preparation,
+    RawBlock,
+    RowBlock,
+    WindowBatch,
+    WindowBlock,
+    WindowRun,
+    kind_table,
+    pooled,
+    split_at_jumps,
+)
 from anomaly.data.store_files import damaged, get_json, open_file, recorded_digest
 from anomaly.data.store_signals import SignalsStore, SignalsWriter, create_signals, write_signals
 from anomaly.data.store_writer import FORMAT, FORMAT_VERSION, StoreWriter, create_store
@@ -32,6 +43,7 @@ from anomaly.intervals import Intervals
 
 __all__ = [
     "Preparation",
+    "RawBlock",
     "RowBlock",
     "SignalsStore",
     "SignalsWriter",
@@ -47,6 +59,8 @@ __all__ = [
 #: Neighbouring windows that a shuffled epoch reads in one piece, at most; and in how many pieces a pool is filled at
 #: least, so that the neighbours of a batch come from many places.
 _RUN, _PIECES = 1024, 32
+#: Windows further apart than so many of their lengths are read apart: what lies between them is not wanted.
+_FAR = 64
 #: Windows mixed with one another at most; more would only make the first batch of a pool late.
 _POOL = 1 << 17
 
@@ -218,6 +232,58 @@ class WindowStore:
         """The values of ``window_blocks``: held windows ``(B, T, C)`` float32."""
         for block in self.window_blocks(part, size, normal_only):
             yield block.values
+
+    def raw_blocks(self, size: int = 8192, start: int = 0) -> Iterator[RawBlock]:
+        """All windows in asset and time order from number ``start`` on, at most ``size`` at a time, not cut yet.
+
+        Blocks begin at multiples of ``size`` among the windows of their asset, and where the windows after a gap do.
+        """
+        for number, asset in enumerate(self.assets):
+            low, high = self._bounds[number], self._bounds[number + 1]
+            train = self._window_range(number, "train")
+            for first in range(low, high, size):
+                last = min(first + size, high)
+                if last > start:
+                    yield from self._raw(asset, (low, max(first, start), last), train)
+
+    def window_spans(self) -> list[tuple[int, int, str]]:
+        """Numbers [low, high) of the windows of each asset, and its name."""
+        return [(low, high, asset) for asset, (low, high) in zip(self.assets, pairwise(self._bounds), strict=True)]
+
+    def learnable(self, low: int, high: int) -> NDArray[np.bool_]:
+        """Which of the windows [low, high), all of one asset, are normal and in the train part."""
+        number = int(np.searchsorted(self._bounds, low, side="right")) - 1
+        first, stop = self._window_range(number, "train")
+        at = np.arange(low, high)
+        return np.asarray(
+            (self._read(self._dataset("windows/kind"), low, high) == NORMAL) & (at >= first) & (at < stop)
+        )
+
+    def end_times(self, asset: str, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """UTC microseconds of the last rows of windows that begin at ``starts``, ascending."""
+        end = starts + self.lookback - 1
+        time = self._dataset(f"{self._groups[asset]}/time")
+        times: NDArray[np.int64] = self._read(time, int(end[0]), int(end[-1]) + 1)[end - end[0]]
+        return times
+
+    def _raw(self, asset: str, span: tuple[int, int, int], train: tuple[int, int]) -> Iterator[RawBlock]:
+        """Windows [first, last) of the index, ``span`` being (the asset's first, first, last)."""
+        low, first, last = span
+        starts, kind = (self._read(self._dataset(f"windows/{name}"), first, last) for name in ("start", "kind"))
+        number = np.arange(first, last)
+        learn = (kind == NORMAL) & (number >= train[0]) & (number < train[1])
+        group = self._groups[asset]
+        for run in split_at_jumps(starts, _FAR * max(self.stride, self.lookback)):
+            begin, end = int(starts[run.start]), int(starts[run.stop - 1]) + self.lookback
+            values, age = (self._read(self._dataset(f"{group}/{name}"), begin, end) for name in ("values", "age"))
+            codes = np.empty((len(values), 0), np.int32)
+            if self.vocabulary:
+                codes = self._read(self._dataset(f"{group}/categories"), begin, end)
+            own = starts[run]
+            at, place = own - begin, first + run.start - low
+            yield RawBlock(
+                first + run.start, place, asset, own, kind[run], learn[run], values, age, codes, at, self.lookback
+            )
 
     def shuffled_batches(
         self,

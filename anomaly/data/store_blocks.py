@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from anomaly.data.contract import EVENT, LEAD, UNKNOWN, Columns, LogChunk
@@ -117,6 +120,79 @@ class WindowRun:
         """The windows, cut."""
         cut = (cut_windows(array, self.starts - self.first, self.lookback) for array in (self.values, self.age))
         return WindowBlock(self.asset, self.starts, self.kind, *cut)
+
+
+@dataclass(frozen=True)
+class RawBlock:
+    """Consecutive windows of a store as they were logged: held, not prepared, not cut.
+
+    ``first`` is the number of the first window in the store, ``place`` its number among those of its asset; ``starts
+    (B,)`` int64 first rows in the asset's log (or window numbers, in a file of signals), ``kind (B,)`` int8; ``learn (B,)``
+    bool windows that may be learned from: normal and in the train part. ``values (n, C)`` float32, ``age (n, C)`` uint8 or
+    None where nothing was held (then NaN is missing), ``codes (n, K)`` int32 rows; ``at (B,)`` is where in them each window
+    begins, ``lookback`` T how far it reaches.
+    """
+
+    first: int
+    place: int
+    asset: str
+    starts: NDArray[np.int64]
+    kind: NDArray[np.int8]
+    learn: NDArray[np.bool_]
+    values: NDArray[np.float32]
+    age: NDArray[np.uint8] | None
+    codes: NDArray[np.int32]
+    at: NDArray[np.int64]
+    lookback: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def pieces(self, size: int) -> Iterator[RawBlock]:
+        """The same windows, cut where their place in the asset is a multiple of ``size``: however blocks are cut, the
+        pieces are the same."""
+        low = 0
+        while low < len(self):
+            high = min(low + size - (self.place + low) % size, len(self))
+            rows = slice(int(self.at[low]), int(self.at[high - 1]) + self.lookback)
+            yield RawBlock(
+                self.first + low,
+                self.place + low,
+                self.asset,
+                self.starts[low:high],
+                self.kind[low:high],
+                self.learn[low:high],
+                self.values[rows],
+                None if self.age is None else self.age[rows],
+                self.codes[rows],
+                self.at[low:high] - rows.start,
+                self.lookback,
+            )
+            low = high
+
+    def windows(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Windows ``(B, T, F)`` of ``rows (n, F)``, which stand for the block's own: a read-only view where the windows
+        begin at equal distances, as they do inside a segment."""
+        steps = np.diff(self.at)
+        if len(steps) and (steps != steps[0]).any():
+            return cut_windows(rows, self.at, self.lookback)
+        rows = np.ascontiguousarray(rows)
+        step, (down, across) = int(steps[0]) if len(steps) else 0, rows.strides
+        shape = (len(self), self.lookback, rows.shape[1])
+        if not rows.size:
+            return np.empty(shape, rows.dtype)
+        own = rows[int(self.at[0]) :]
+        return as_strided(own, shape, (step * down, down, across), writeable=False)
+
+
+def split_at_jumps(starts: NDArray[np.int64], furthest: int) -> list[slice]:
+    """Runs of windows whose neighbours begin at most ``furthest`` rows apart: what lies between others is not read.
+
+    >>> split_at_jumps(np.array([0, 1, 90, 91]), 10)
+    [slice(0, 2, None), slice(2, 4, None)]
+    """
+    edges = [0, *(np.flatnonzero(np.diff(starts) > furthest) + 1).tolist(), len(starts)]
+    return [slice(low, high) for low, high in pairwise(edges) if high > low]
 
 
 def pooled(

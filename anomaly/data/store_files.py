@@ -111,11 +111,12 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def recorded_digest(path: Path) -> str:
-    """The digest in the leading block of a file of ours; of a foreign file, the digest of its bytes."""
+def recorded_digest(path: Path, read: bool = True) -> str:
+    """The digest in the leading block of a file of ours; of a foreign file, the digest of its bytes, or "" where they
+    are not to be ``read``."""
     head = _head(path)
     if not head.startswith(_MAGIC):
-        return sha256(path)
+        return sha256(path) if read else ""
     return head[len(_MAGIC) : _BLOCK].split(b" ", 1)[0].decode("ascii")
 
 

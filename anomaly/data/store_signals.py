@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.data.contract import NORMAL
+from anomaly.data.store_blocks import RawBlock
 from anomaly.data.store_files import damaged, extend, growing, new_file, open_file
 from anomaly.data.store_layout import layout, open_cached
 from anomaly.errors import Fault, InputRefused, UsageError
@@ -169,6 +171,43 @@ class SignalsStore:
                 yield self.signals[start : start + size].astype(np.float32, copy=False)
             except (OSError, RuntimeError) as error:
                 raise damaged(self.path, error) from error
+
+    def raw_blocks(self, size: int = 8192, start: int = 0) -> Iterator[RawBlock]:
+        """All windows from number ``start`` on, at most ``size`` at a time; nothing was held, so NaN is missing.
+
+        With labels, normal windows may be learned from, else all.
+        """
+        total, (rows, tags) = len(self.signals), self.signals.shape[1:]
+        for low in range(start - start % size, total, size):
+            first, last = max(low, start), min(low + size, total)
+            try:
+                values = self.signals[first:last].astype(np.float32, copy=False)
+                kind = np.zeros(last - first, np.int8) if self.labels is None else self._kinds(first, last)
+            except (OSError, RuntimeError) as error:
+                raise damaged(self.path, error) from error
+            number = np.arange(first, last)
+            none = np.empty(((last - first) * rows, 0), np.int32)
+            flat, at = values.reshape(-1, tags), rows * (number - first)
+            yield RawBlock(first, first, "", number, kind, kind == NORMAL, flat, None, none, at, rows)
+
+    def learnable(self, low: int, high: int) -> NDArray[np.bool_]:
+        """Which of the windows [low, high) may be learned from: normal ones, or all without labels."""
+        return self._kinds(low, high) == NORMAL if self.labels is not None else np.ones(high - low, bool)
+
+    def beside(self) -> dict[str, h5py.Dataset]:
+        """What lies beside the signals, one row per window: ``labels`` and ``metadata/NAME``."""
+        found = {} if self.labels is None else {"labels": self.labels}
+        found |= {f"metadata/{name}": self._file["metadata"][name] for name in self.metadata_names}
+        return {name: dataset for name, dataset in found.items() if len(dataset) == len(self.signals)}
+
+    def beside_attributes(self) -> dict[str, dict[str, Any]]:
+        """Attributes of ``labels``, ``metadata`` and its columns, by name."""
+        names = [name for name in ("labels", "metadata", *self.beside()) if name in self._file]
+        return {name: dict(self._file[name].attrs) for name in dict.fromkeys(names)}
+
+    def _kinds(self, first: int, last: int) -> NDArray[np.int8]:
+        labels = np.asarray(self.labels[first:last])  # type: ignore[index]
+        return labels.reshape(len(labels), -1).max(axis=1).astype(np.int8)
 
 
 def repack_signals(source: Path, target: Path, progress: Callable[[int, int], None] | None = None) -> str:

@@ -28,6 +28,13 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.windows)
 
+    def needed(self, name: str) -> NDArray[np.float32]:
+        """The field ``name``; raises ValueError where nobody asked for it."""
+        values: NDArray[np.float32] | None = getattr(self, name)
+        if values is None:
+            raise ValueError(f"block: expected its {name}, got none")
+        return values
+
     def take(self, index: NDArray[np.int64]) -> Encoded:
         """The windows at positions ``index``."""
         again = self.again

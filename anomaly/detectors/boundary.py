@@ -78,12 +78,18 @@ def path_lengths(
         part = np.ascontiguousarray(points[low : low + _WALKED])
         values, base = part.ravel(), (np.arange(len(part)) * part.shape[1])[:, None]
         place = np.zeros((len(part), trees), np.int64)
+        at, feature = np.empty_like(place), np.empty_like(place)
+        value, limit = np.empty(place.shape, np.float32), np.empty(place.shape, np.float32)
         for _ in range((places + 1).bit_length() - 1):
-            at = place + first
-            above = values.take(flat_features.take(at) + base) > flat_limits.take(at)
+            # No place is out of range, and "wrap" spares the check that the default makes first.
+            np.add(place, first, out=at)
+            flat_features.take(at, out=feature, mode="wrap")
+            feature += base
+            values.take(feature, out=value, mode="wrap")
+            flat_limits.take(at, out=limit, mode="wrap")
             place *= 2
             place += 1
-            place += above
+            place += value > limit
         total[low : low + _WALKED] = flat_lengths.take(place + first_leaf).sum(axis=1)
     return total
 

@@ -12,6 +12,8 @@ from anomaly.parallel import at_once, cores
 
 #: Bytes of one tile of products: near to a cache, far below what a machine could hold.
 _TILE_BYTES = 8 << 20
+#: Bytes of products that stay in a core's own cache, and rows below which a product is slow.
+_CACHE_BYTES, _CACHE_ROWS = 1 << 20, 256
 #: Rows below which a share is not worth handing to another core.
 _LEAST_SHARE = 64
 #: Columns that are searched by their groups' minima; a smaller bank is partitioned as it is.
@@ -44,13 +46,15 @@ def smallest(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     n, m = values.shape
     if k >= m:
         return np.tile(np.arange(m), (n, 1))
-    groups = m // _GROUP
+    # As many groups as candidates in those that are opened: both are searched.
+    group = min(1 << max(round(float(np.log2(m / k)) / 2), 0), _GROUP)
+    groups = m // group
     if groups <= 2 * k:
         return _partitioned(values, k)
-    whole = groups * _GROUP
+    whole = groups * group
     # Group j holds the columns j, j + groups, j + 2 groups ...: its minimum is taken over long contiguous rows.
-    chosen = _partitioned(values[:, :whole].reshape(n, _GROUP, groups).min(axis=1), k)
-    columns = (chosen[:, :, None] + groups * np.arange(_GROUP)).reshape(n, -1)
+    chosen = _partitioned(values[:, :whole].reshape(n, group, groups).min(axis=1), k)
+    columns = (chosen[:, :, None] + groups * np.arange(group)).reshape(n, -1)
     if whole < m:
         columns = np.concatenate((columns, np.broadcast_to(np.arange(whole, m), (n, m - whole))), axis=1)
     # Positions in the flat array, because take is twice as fast there as along an axis.
@@ -131,8 +135,9 @@ class _Search(NamedTuple):
 
     def share(self, rows: slice) -> None:
         """Fill the rows of one share, tile by tile."""
-        fitting = _TILE_BYTES // (4 * max(len(self.bank), self._searched() * self.bank.shape[1]))
-        for tile in self.slices(rows.start, rows.stop, max(fitting, 1)):
+        row_bytes = 4 * max(len(self.bank), self._searched() * self.bank.shape[1])
+        fitting = max(min(_TILE_BYTES // row_bytes, max(_CACHE_BYTES // row_bytes, _CACHE_ROWS)), 1)
+        for tile in self.slices(rows.start, rows.stop, fitting):
             self._tile(tile)
 
     @staticmethod

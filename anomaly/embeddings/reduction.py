@@ -44,6 +44,27 @@ class Moments:
         self.mean += gap * (len(block) / total)
         self.rows = total
 
+    def merge(self, other: Moments) -> None:
+        """Take in the rows of ``other``, which may have been added up on another thread."""
+        if not other.rows:
+            return
+        gap, total = other.mean - self.mean, self.rows + other.rows
+        self._products += other._products
+        self._products += np.outer(gap, gap) * (self.rows * other.rows / total)
+        self.mean += gap * (other.rows / total)
+        self.rows = total
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What was added up, as arrays; ``from_arrays`` goes on from there."""
+        return {"rows": np.array(self.rows), "mean": self.mean, "products": self._products}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Moments:
+        """The moments from ``to_arrays``."""
+        made = cls(len(arrays["mean"]))
+        made.rows, made.mean, made._products = int(arrays["rows"]), arrays["mean"].copy(), arrays["products"].copy()
+        return made
+
     def covariance(self) -> NDArray[np.float64]:
         """The covariance ``(d, d)`` over ``rows - 1``."""
         return self._products / (self.rows - 1)

@@ -16,6 +16,7 @@ from anomaly.embeddings.blocks import checked, streamed
 from anomaly.embeddings.clusters import Prototypes, StreamedKMeans, nearest_centres, start_centres
 from anomaly.embeddings.quality import cosine_to_centre, silhouette
 from anomaly.embeddings.reduction import Moments, StreamedPCA
+from anomaly.parallel import one_blas_thread
 
 #: Rows that centres start from and that the number of clusters is chosen on; a uniform sample of the whole stream.
 SAMPLE_ROWS = 4096
@@ -165,12 +166,13 @@ def _fitted(
 ) -> Space:
     if reduce < 0:
         raise ValueError(f"reduce: expected 0 for the full space or a number of components, got {reduce}")
-    pca, sample = _first_pass(blocks, reduce, max(SAMPLE_ROWS, 10 * (clusters or 1)), seed)
-    if pca is not None:
-        sample = pca.transform(sample)
-    tried = [] if clusters is not None else tried_clusters(sample, seed)
-    kmeans = StreamedKMeans(chosen_clusters(tried) if clusters is None else clusters, seed, passes)
-    kmeans.fit(_Reduced(blocks, pca), sample, each)
+    with one_blas_thread():  # products with a handful of centres are many times slower on several
+        pca, sample = _first_pass(blocks, reduce, max(SAMPLE_ROWS, 10 * (clusters or 1)), seed)
+        if pca is not None:
+            sample = pca.transform(sample)
+        tried = [] if clusters is not None else tried_clusters(sample, seed)
+        kmeans = StreamedKMeans(chosen_clusters(tried) if clusters is None else clusters, seed, passes)
+        kmeans.fit(_Reduced(blocks, pca), sample, each)
     return Space(pca, kmeans, tried)
 
 

@@ -149,7 +149,7 @@ class Encoder(ABC):
 
     def embed(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Windows ``(B, T, channels)`` → embeddings ``(B, d)``; raises ValueError for windows of another shape."""
-        return self._embed(self.through_front(self._checked(block)))
+        return self._embed(self.through_front(self.checked(block)))
 
     def reconstruct(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Windows ``(B, T, channels)`` → what their tags should have been, ``(B, T, tags)``, where ``can_reconstruct``."""
@@ -157,13 +157,17 @@ class Encoder(ABC):
             raise UsageError(
                 Fault("E2002", "an encoder that reconstructs", self.name, "choose dense_ae, or the detector knn")
             )
-        values = self._checked(block)
-        tags = self._fitted_shape().tags
+        values = self.checked(block)
+        tags = self.fitted_shape().tags
         return self.front.undo(self._reconstruct(self.through_front(values)), values[..., :tags])
+
+    def graph(self, embedding: bool, reconstruction: bool) -> Any:
+        """A Keras model from windows behind the front to what is asked for, in this order; None where there is none."""
+        return None
 
     def facts(self) -> dict[str, int | str]:
         """What a reader of a report should know of it: its window, its embedding, and what else is its own."""
-        shape = self._fitted_shape()
+        shape = self.fitted_shape()
         width = self.embed(np.zeros((1, shape.rows, shape.channels), np.float32)).shape[1]
         window = f"{shape.rows} rows of {shape.tags} tags"
         if shape.categories:
@@ -193,7 +197,8 @@ class Encoder(ABC):
     def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Encoder:
         """The encoder from ``to_state``; raises ValueError when the weights belong to another architecture."""
 
-    def _fitted_shape(self) -> WindowShape:
+    def fitted_shape(self) -> WindowShape:
+        """The window it was fitted for; raises ValueError before a fit."""
         if self.shape is None:
             raise ValueError(
                 f"{self.name}: expected an encoder that was fitted or loaded, got a new one; call fit first"
@@ -202,18 +207,19 @@ class Encoder(ABC):
 
     def _inner_shape(self) -> WindowShape:
         """The window's shape behind the front."""
-        shape = self._fitted_shape()
+        shape = self.fitted_shape()
         return replace(shape, tags=self.front.channels(shape.tags))
 
-    def _checked(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        shape = self._fitted_shape()
+    def checked(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The block as it is; raises ValueError where it holds windows of another shape."""
+        shape = self.fitted_shape()
         if block.ndim != 3 or block.shape[1:] != (shape.rows, shape.channels):
             raise ValueError(f"block: expected windows (B, {shape.rows}, {shape.channels}), got {block.shape}")
         return block
 
     def through_front(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Windows as the encoder itself sees them: tags locally normalised, category codes as they are."""
-        tags = self._fitted_shape().tags
+        tags = self.fitted_shape().tags
         values = self.front.apply(block[..., :tags])
         return np.concatenate((values, block[..., tags:]), axis=-1) if block.shape[-1] > tags else values
 

@@ -80,7 +80,7 @@ class FeaturesEncoder(Encoder):
         Raises ValueError for another number of tags. Behind a front with several channels per tag the later ones are
         named ``tag (front 2)`` and so on.
         """
-        shape = self._fitted_shape()
+        shape = self.fitted_shape()
         if len(tags) != shape.tags:
             raise ValueError(f"tags: expected the {shape.tags} names of the window's tags, got {len(tags)}")
         parts = range(1, self.front.multiple + 1)
@@ -157,7 +157,7 @@ class FeaturesEncoder(Encoder):
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """JSON-ready settings, and the arrays ``center (d,)``, ``scale (d,)``, ``pairs (P, 2)``, ``signs (P,)``."""
-        shape = self._fitted_shape()
+        shape = self.fitted_shape()
         settings = {
             "front": self.front.name,
             "options": self.options,

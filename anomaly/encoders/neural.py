@@ -81,7 +81,7 @@ class NeuralEncoder(Encoder):
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """Front, options and window shape, and the weights of what scoring keeps."""
-        networks, shape = self._ready(), self._fitted_shape()
+        networks, shape = self._ready(), self.fitted_shape()
         settings = {
             "front": self.front.name,
             "options": self.options,
@@ -103,13 +103,28 @@ class NeuralEncoder(Encoder):
         """As ``Encoder.facts``, with the number of weights that scoring keeps."""
         return super().facts() | {"weights": self._ready().kept.count_params()}
 
+    def graph(self, embedding: bool, reconstruction: bool) -> keras.Model:
+        """One graph from windows behind the front to what is asked for, in this order; shared layers run once."""
+        networks = self._ready()
+        if not reconstruction:
+            return networks.embedder
+        if networks.reconstructor is None:
+            raise NotImplementedError(f"{self.name}: expected a reconstructor where can_reconstruct is set")
+        if not embedding:
+            return networks.reconstructor
+        if networks.embedder.inputs[0] is not networks.reconstructor.inputs[0]:
+            embedded = networks.embedder(networks.reconstructor.inputs[0])
+        else:
+            embedded = networks.embedder.outputs[0]
+        return keras.Model(networks.reconstructor.inputs[0], [embedded, networks.reconstructor.outputs[0]])
+
     @property
     def embedder(self) -> keras.Model:
         """The graph behind ``embed``: windows that went through the front in, ``(B, d)`` out."""
         return self._ready().embedder
 
     def _ready(self) -> Networks:
-        self._fitted_shape()
+        self.fitted_shape()
         if self._networks is None:
             raise ValueError(f"{self.name}: expected an encoder that was fitted or loaded, got one whose fit failed")
         return self._networks

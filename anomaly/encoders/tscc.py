@@ -148,7 +148,7 @@ class TsccEncoder(NeuralEncoder):
 
         Raises UsageError E2002 where the second stage was switched off.
         """
-        values = self.through_front(self._checked(block))
+        values = self.through_front(self.checked(block))
         model = cast(TsccNetworks, self._ready()).memberships
         if model is None:
             raise UsageError(Fault("E2002", "cluster_stage of tscc: true, for memberships", "false", "train with it"))
@@ -156,7 +156,7 @@ class TsccEncoder(NeuralEncoder):
 
     def facts(self) -> dict[str, int | str]:
         """As ``NeuralEncoder.facts``, with how many rows the vector of one row depends on (METHODS S39)."""
-        kernel, depth = self._dilation(self._fitted_shape())
+        kernel, depth = self._dilation(self.fitted_shape())
         return super().facts() | {"receptive field, rows": receptive_field(kernel, depth)}
 
     def _dilation(self, shape: WindowShape) -> tuple[int, int]:

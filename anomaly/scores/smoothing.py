@@ -26,7 +26,7 @@ class CausalSmoother:
         if not half_life > 0:
             raise ValueError(f"half_life: expected rows above 0, got {half_life}")
         self._keep = 0.5 ** (1 / half_life)
-        self._last: float | None = None
+        self.last: float | None = None  # the smoothed score of the row before
 
     def update(self, scores: NDArray[np.float64], starts: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Smoothed scores ``(n,)`` of the next rows; ``starts (n,)`` are first rows of segments."""
@@ -35,7 +35,7 @@ class CausalSmoother:
         for low, high in pairwise(edges.tolist()):
             if low == high:
                 continue
-            before = scores[low] if starts[low] or self._last is None else self._last
+            before = scores[low] if starts[low] or self.last is None else self.last
             out[low:high], _ = lfilter([1 - self._keep], [1, -self._keep], scores[low:high], zi=[self._keep * before])
-            self._last = float(out[high - 1])
+            self.last = float(out[high - 1])
         return out

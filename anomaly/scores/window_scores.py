@@ -83,15 +83,15 @@ class ModeStability:
         if window < 1:
             raise ValueError(f"window: expected at least 1, got {window}")
         self.window = window
-        self._asset: str | None = None
-        self._before = np.empty(0, np.int64)
+        self.asset: str | None = None
+        self.before = np.empty(0, np.int64)
 
     def add(self, asset: str, ids: NDArray[np.integer]) -> Floats:
         """The shares of the next windows of ``asset`` with clusters ``ids (n,)``, ``(n,)``."""
-        before = self._before if asset == self._asset else self._before[:0]
+        before = self.before if asset == self.asset else self.before[:0]
         joined = np.concatenate((before, np.asarray(ids, np.int64)))
         share = recent_share(joined, np.arange(len(joined)) == 0, self.window)[len(before) :]
-        self._asset, self._before = asset, joined[max(len(joined) - self.window + 1, 0) :]
+        self.asset, self.before = asset, joined[max(len(joined) - self.window + 1, 0) :]
         return share
 
 
@@ -150,6 +150,25 @@ def energy(windows: NDArray[np.floating], weights: NDArray[np.floating] | None =
     largest = _one_where_zero(np.abs(values).max(axis=(1, 2), initial=0))
     squares = ((values / largest[:, None, None]) ** 2).sum(axis=1) @ share
     return largest * np.sqrt(squares / _one_where_zero(measured.sum(axis=1) @ share))
+
+
+def row_energy(rows: NDArray[np.floating], weights: NDArray[np.float64]) -> tuple[Floats, Floats]:
+    """Of rows ``(n, C)``: weighted sums of squares and of the weights that were measured, ``(n,)`` each.
+
+    The root of the ratio of their sums over a window is its ``energy``. Squares of float32 values cannot overflow here.
+
+    >>> squares, measured = row_energy(np.array([[3.0, 4.0], [np.nan, 2.0]]), np.array([1.0, 1.0]))
+    >>> squares.tolist(), measured.tolist()
+    ([25.0, 4.0], [2.0, 1.0])
+    """
+    share = weights / weights.max()
+    exact = rows.astype(np.float64)
+    exact *= exact
+    squares = exact @ share
+    if np.isfinite(squares).all():
+        return squares, np.full(len(rows), share.sum())
+    there = np.isfinite(exact)
+    return np.where(there, exact, 0.0) @ share, there @ share
 
 
 class Limits:
