@@ -18,6 +18,7 @@ from anomaly.data.labels import segments
 from anomaly.data.scaling import HoldState, hold_last
 from anomaly.data.windows import ending_windows
 from anomaly.intervals import from_flags
+from anomaly.parallel import in_order
 from anomaly.scores.past_events import Alike
 from anomaly.scores.smoothing import CausalSmoother
 
@@ -28,8 +29,8 @@ NORMAL_ROW, ANOMALOUS, UNSCORABLE = 0, 1, 2
 OUTCOMES = np.array(["normal", "anomalous", "unscorable"], dtype=object)
 WARM_UP, GAP = "warm_up", "gap"
 
-#: Windows pushed through the encoder at once; bounds the memory of scoring.
-_BATCH = 4096
+#: Windows that a worker pushes through the encoder at once; bounds the memory of scoring.
+_BATCH = 2048
 #: Windows of evidence are embedded so many at a time, padded: what one gives must not depend on how many there are.
 _EVIDENCE_BATCH = 16
 _NAMED_TAGS = 3
@@ -157,12 +158,15 @@ class StreamScorer:
         """Fused scores, shares and each detector's own score of the window that ends at each row; few windows exist at a
         time."""
         rows, before = np.concatenate((history, prepared)), len(history)
-        parts = []
-        for at in range(0, len(prepared), _BATCH):
+
+        def part(at: int) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
             own = slice(before + at, before + at + _BATCH)
             earlier = rows[max(own.start - self.model.lookback + 1, 0) : own.start]
             windows = ending_windows(rows[own], since[at : at + _BATCH], self.model.lookback, earlier)
-            parts.append(self.model.window_scores(windows))
+            return self.model.window_scores(windows)
+
+        self.model.engine()  # made once, before threads ask for it
+        parts = in_order(part, range(0, len(prepared), _BATCH))
         fused, shares, alone = (np.concatenate(column) for column in zip(*parts, strict=True))
         return fused, shares, alone
 

@@ -17,7 +17,7 @@ import typer
 
 from anomaly.config import Settings
 from anomaly.errors import AnomalyError, Fault, UsageError
-from pipelines import cli_models, cli_windows, home, terminal
+from pipelines import cli_alerts, cli_models, cli_windows, home, terminal
 from pipelines.stopping import Stopped
 
 app = typer.Typer(
@@ -29,11 +29,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 models = typer.Typer(no_args_is_help=True, help="Registered models.")
-alerts = typer.Typer(no_args_is_help=True, help="The alert list.")
 cli_models.add_to(models)
-app.command("extract", epilog=cli_windows.EPILOG)(cli_windows.extract)
+cli_windows.add_to(app)
 app.add_typer(models, name="models")
-app.add_typer(alerts, name="alerts")
+app.add_typer(cli_alerts.alerts, name="alerts")
+app.add_typer(cli_alerts.users, name="users")
 
 INTERRUPTED = 130
 
@@ -268,47 +268,6 @@ def score(
     _finish(done.to_dict(), as_json, lambda: terminal.show_scored(done))
 
 
-@app.command(epilog="Example: `anomaly sample plant.h5 --model model --k 10 --out samples`")
-def sample(
-    store: Annotated[Path, typer.Argument(help="Window store (.h5), made by `anomaly ingest`.")],
-    model: Model = "anomaly",
-    k: Annotated[int, typer.Option("--k", help="Windows to draw from each mode.")] = 10,
-    temperature: Annotated[
-        float, typer.Option(help="Near 0 the most unusual windows only, 5 almost any window of a mode.")
-    ] = 0.1,
-    out: Annotated[Path, typer.Option(help="Folder for samples.csv, contact_sheet.png and limits.json.")] = Path(
-        "samples"
-    ),
-    weights: Annotated[
-        str, typer.Option(help="Weights of stability, novelty and energy, comma separated.")
-    ] = "0.5,1.0,0.8",
-    part: Annotated[str | None, typer.Option(help="train, validation or test; the whole store if not given.")] = None,
-    clusters: Annotated[int | None, typer.Option(help="Number of modes; found from the data if not given.")] = None,
-    limits: Annotated[Path | None, typer.Option(help="limits.json of an earlier draw, to compare weights.")] = None,
-    overlapping: Annotated[bool, typer.Option("--overlapping", help="Windows may share rows.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 7,
-    as_json: Json = False,
-) -> None:
-    """Draw windows for people to label: novel ones first, from every mode."""
-    from pipelines.sample import sample as run
-    from registry.bundle import load_bundle
-    from registry.catalogue import resolve
-
-    if part not in (None, "train", "validation", "test"):
-        raise UsageError(Fault("E2001", "--part train, validation or test", part))
-    try:
-        shares = [float(share) for share in weights.split(",")]
-    except ValueError as error:
-        raise UsageError(Fault("E2001", "--weights of three numbers", weights)) from error
-    with terminal.progress(as_json) as progress:
-        fitted = load_bundle(resolve(model, home.home()))
-        done = run(
-            store, fitted, k, temperature, out, seed, shares, part, progress,
-            clusters=clusters, limits=limits, overlapping=overlapping,
-        )  # fmt: skip
-    _finish(done.to_dict(), as_json, lambda: terminal.show_sampled(done))
-
-
 @models.command("list", epilog="Example: `anomaly models list`")
 def models_list(as_json: Json = False) -> None:
     """Registered models, newest first, with their aliases."""
@@ -333,51 +292,6 @@ def models_show(
         cli_models.show_history(row.history)
 
     _finish(asdict(row), as_json, show)
-
-
-@alerts.command("list", epilog="Example: `anomaly alerts list --asset pump-3`")
-def alerts_list(
-    asset: Annotated[str | None, typer.Option(help="Only this asset.")] = None,
-    limit: Annotated[int, typer.Option(help="At most this many, newest first.")] = 50,
-    as_json: Json = False,
-) -> None:
-    """The newest alerts."""
-    from alerts.store import AlertStore
-
-    rows = AlertStore(home.alert_database()).alerts(asset=asset, limit=limit)
-    _finish({"alerts": [r.to_dict() for r in rows]}, as_json, lambda: terminal.show_alerts(rows))
-
-
-@alerts.command("show", epilog="Example: `anomaly alerts show 12`")
-def alerts_show(number: Annotated[int, typer.Argument(help="Alert number.")], as_json: Json = False) -> None:
-    """One alert: when, how sure, which sensors, which model."""
-    from alerts.store import AlertStore
-
-    row = AlertStore(home.alert_database()).alert(number)
-    _finish(row.to_dict(), as_json, lambda: terminal.show_alert(row))
-
-
-@alerts.command("export", epilog="Example: `anomaly alerts export --format csv --out alerts.csv`")
-def alerts_export(
-    out: Annotated[Path | None, typer.Option(help="File to write; standard output if not given.")] = None,
-    format: Annotated[str, typer.Option(help="csv or json.")] = "csv",
-    asset: Annotated[str | None, typer.Option(help="Only this asset.")] = None,
-    limit: Annotated[int, typer.Option(help="At most this many, newest first.")] = 100_000,
-) -> None:
-    """All alerts as CSV (safe to open in a spreadsheet) or JSON."""
-    from alerts.export import export_alerts
-    from alerts.store import AlertStore
-    from anomaly.files import atomic_path
-
-    if format not in ("csv", "json"):
-        raise UsageError(Fault("E2001", "--format csv or json", format))
-    text = export_alerts(AlertStore(home.alert_database()).alerts(asset=asset, limit=limit), format)
-    if out is None:
-        sys.stdout.write(text)
-        return
-    with atomic_path(out) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    typer.echo(f"wrote {out}")
 
 
 def main() -> None:

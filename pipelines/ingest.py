@@ -11,7 +11,8 @@ from anomaly.data.contract import NORMAL, LogContract
 from anomaly.data.quality import SensorGrade, SensorStatistics
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.data.store import create_store
-from anomaly.data.store_signals import repack_signals
+from anomaly.data.store_layout import filters
+from anomaly.data.store_repack import repack_filtered
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.fitting import Progress, silent
 
@@ -56,11 +57,15 @@ def log_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def ingest(paths: Sequence[Path], settings: Settings, target: Path, progress: Progress = silent) -> Ingested:
+def ingest(
+    paths: Sequence[Path], settings: Settings, target: Path, progress: Progress = silent, *, compress: str = "none"
+) -> Ingested:
     """Read and check the logs at ``paths`` and write their window store to ``target``.
 
-    Raises InputRefused with every fault found; then nothing is written. A folder is read as the files in it.
+    ``compress`` is none, gzip or zstd. Raises InputRefused with every fault found, UsageError for a compression that is
+    not there; then nothing is written. A folder is read as the files in it.
     """
+    filters(compress)  # a word on what is missing comes before the log is read
     if target.exists() and not is_store(target):
         raise UsageError(
             Fault("E2003", "a new path, or a window store to replace", "another kind of file", file=str(target))
@@ -68,7 +73,7 @@ def ingest(paths: Sequence[Path], settings: Settings, target: Path, progress: Pr
     progress("check", 0, 1)
     log = open_log(log_files(paths), settings.log)
     progress("check", 1, 1)
-    statistics = write_store(log, settings, target, progress)
+    statistics = write_store(log, settings, target, progress, compress=compress)
     return Ingested(
         target, log.contract, log.fingerprint, log.rows, log.label_counts, log.notices, tuple(statistics.grades())
     )
@@ -83,10 +88,10 @@ class Repacked:
     notice: str
 
 
-def repack(paths: Sequence[Path], target: Path, progress: Progress = silent) -> Repacked:
+def repack(paths: Sequence[Path], target: Path, progress: Progress = silent, *, compress: str = "none") -> Repacked:
     """Copy the one file of windows (``signals (N, T, C)``) at ``paths`` into chunks of whole rows, streamed.
 
-    Raises UsageError E2001 for more or fewer files than one, and what ``repack_signals`` raises.
+    Raises UsageError E2001 for more or fewer files than one, and what ``repack_filtered`` raises.
     """
     if len(paths) != 1 or not paths[0].is_file():
         raise UsageError(Fault("E2001", "one HDF5 file of signals to repack", ", ".join(map(str, paths)) or "none"))
@@ -99,17 +104,19 @@ def repack(paths: Sequence[Path], target: Path, progress: Progress = silent) -> 
         windows = total
         progress("repack", done, total)
 
-    notice = repack_signals(paths[0], target, told)
+    notice = repack_filtered(paths[0], target, compress, told)
     return Repacked(target, windows, notice)
 
 
-def write_store(log: PlantLog, settings: Settings, target: Path, progress: Progress = silent) -> SensorStatistics:
+def write_store(
+    log: PlantLog, settings: Settings, target: Path, progress: Progress = silent, *, compress: str = "none"
+) -> SensorStatistics:
     """Write a checked log as a window store; the sensors' statistics are gathered on the way."""
     if not log.label_counts.get(NORMAL):
         hint = "only rows labelled normal are learned from; --unlabelled normal takes rows without a label as normal"
         raise InputRefused(Fault("E3302", "normal rows", f"{log.rows} rows, none labelled normal", hint))
-    statistics, done = SensorStatistics(log.contract), 0
-    with create_store(target, log.contract, settings.window, settings.split) as writer:
+    statistics, done = SensorStatistics(log.contract, correlate=False), 0
+    with create_store(target, log.contract, settings.window, settings.split, compress) as writer:
         for chunk in log.chunks():
             writer.append(chunk)
             statistics.update(chunk)

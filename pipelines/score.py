@@ -95,6 +95,7 @@ def score(
     if out.resolve() in {f.resolve() for f in files}:
         raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
     log = open_for(model, files, progress)
+    model.engine_kind = "auto"
     run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
     trackers = Trackers(model)
     profile = QualityProfile.from_dict(model.quality)

@@ -23,6 +23,7 @@ from anomaly.data.reading.order import StepCounter
 from anomaly.data.reading.profile import FileProfile, Reading, profile_file
 from anomaly.data.reading.roles import Roles, inferred, matched, some_names
 from anomaly.data.reading.sources import Source, open_source
+from anomaly.data.reading.spool import LEAST_BYTES, SpoolFile
 from anomaly.data.reading.times import TimeReading
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.files import sha256
@@ -30,6 +31,8 @@ from anomaly.files import sha256
 #: Taken as the period of a log with fewer than two different times, for want of any step.
 _ASSUMED_PERIOD_US = 10**6
 _INFER_ALL = LogSettings()
+#: First batches, a few megabytes each, are kept until the file is checked where there are at most so many files.
+_FEW_FILES = 8
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ class PlantLog:
         """
         if rows < 1:
             raise ValueError(f"rows: expected at least 1, got {rows}")
-        return rebatch((c for part in self._parts for c in part_chunks(part, self._layout)), rows)
+        return self._chunks(rows)
+
+    def _chunks(self, rows: int) -> Iterator[LogChunk]:
+        # A generator of this object's own: rows kept on disk must not go away with the log while they are read.
+        yield from rebatch((c for part in self._parts for c in part_chunks(part, self._layout)), rows)
 
 
 @dataclass
@@ -131,7 +138,8 @@ def _open(draft: _Draft, paths: list[Path]) -> PlantLog:
     used = {*(draft.settings.tags or ()), *draft.settings.categories, asset, label}
     if draft.contract:
         used |= {*draft.contract.tags, *draft.contract.categories}
-    draft.reading = Reading(time, times, asset, label, frozenset(draft.settings.drop) - used)
+    texts = {*draft.settings.categories, *(draft.contract.categories if draft.contract else ())}
+    draft.reading = Reading(time, times, asset, label, frozenset(draft.settings.drop) - used, frozenset(texts))
     originals = draft.sources
     _widen(draft)
     profiles = _profiles(draft)
@@ -163,6 +171,7 @@ def _open_sources(draft: _Draft, paths: list[Path]) -> None:
         if asset is None:
             hint = f"the name has no match for {pattern}"
             draft.faults.append(Fault("E3113", "an asset in the file's name", path.name, hint, str(path)))
+        source.keep_first = len(paths) <= _FEW_FILES
         draft.sources.append(source)
         draft.assets.append(asset or ONE_ASSET)
         draft.digests.append(digest)
@@ -222,9 +231,12 @@ def _widen(draft: _Draft) -> None:
 
 def _profiles(draft: _Draft) -> list[FileProfile]:
     profiles = []
+    file: SpoolFile | None = None
     for source, asset in zip(draft.sources, draft.assets, strict=True):
         try:
-            profile = profile_file(source, draft.reading, asset)
+            if file is None and source.parses_text and _worth_keeping(source):
+                file = SpoolFile()
+            profile = profile_file(source, draft.reading, asset, file if _worth_keeping(source) else None)
             profiles.append(profile)
             draft.faults += profile.time_faults
         except InputRefused as refused:
@@ -234,6 +246,12 @@ def _profiles(draft: _Draft) -> list[FileProfile]:
         _refuse(draft)
     draft.notices += _shared_notices(draft.sources)
     return profiles
+
+
+def _worth_keeping(source: Source) -> bool:
+    """Whether the checked rows of ``source`` are kept: parsing it again takes long, and there is room on disk."""
+    size = source.state[0]
+    return source.parses_text and size >= LEAST_BYTES and SpoolFile.room_for(size)
 
 
 def _shared_notices(sources: list[Source]) -> list[str]:

@@ -189,9 +189,13 @@ class _AssetRuns:
 
 
 class SensorStatistics:
-    """What each tag's values look like, in one pass over a log and bounded memory; equal for any chunking."""
+    """What each tag's values look like, in one pass over a log and bounded memory; equal for any chunking.
 
-    def __init__(self, contract: LogContract) -> None:
+    Grades do not need ``correlate``; a profile without it knows no correlation.
+    """
+
+    def __init__(self, contract: LogContract, *, correlate: bool = True) -> None:
+        self._correlate = correlate and len(contract.tags) <= _MOST_TAGS_CORRELATED
         self._tags = contract.tags
         self._counts = [_TagCounts() for _ in contract.tags]
         self._assets: dict[str, _AssetRuns] = {}
@@ -237,7 +241,7 @@ class SensorStatistics:
             here = ~absent[:, c]
             flat = runs.flat[c].update(part.values[here, c], part.time[here])
             counts.note(flat, runs.missing[c].update(absent[:, c].astype(np.float32), part.time))
-        if len(self._tags) <= _MOST_TAGS_CORRELATED:
+        if self._correlate:
             for block in runs.blocks.update(part.values, part.time):
                 self._correlation += block.correlation
                 self._blocks += 1

@@ -12,7 +12,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from copy import copy
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -246,9 +245,9 @@ class WindowStore:
                 if last > start:
                     yield from self._raw(asset, (low, max(first, start), last), train)
 
-    def window_spans(self) -> list[tuple[int, int, str]]:
-        """Numbers [low, high) of the windows of each asset, and its name."""
-        return [(low, high, asset) for asset, (low, high) in zip(self.assets, pairwise(self._bounds), strict=True)]
+    def window_spans(self, part: str | None = None) -> list[tuple[int, int, str]]:
+        """Numbers [low, high) of the windows of each asset, or of those wholly inside ``part``, and its name."""
+        return [(*self._window_range(number, part), asset) for number, asset in enumerate(self.assets)]
 
     def learnable(self, low: int, high: int) -> NDArray[np.bool_]:
         """Which of the windows [low, high), all of one asset, are normal and in the train part."""

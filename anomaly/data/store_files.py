@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data import store_probe
+from anomaly.data.store_layout import require_filters
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path, sha256
@@ -91,6 +92,10 @@ def open_file(path: Path, verify: bool = True) -> h5py.File:
         raise damaged(path, error) from error
     try:
         store_probe.check_file(file)
+        require_filters(file)
+    except InputRefused:
+        file.close()
+        raise
     except store_probe.Refusal as refusal:
         file.close()
         raise _refused(path, refusal.code, refusal.expected, refusal.found) from refusal

@@ -6,16 +6,26 @@ and few columns. Reading 256 rows then decompresses a whole column of chunks eac
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import h5py
+
+from anomaly.errors import Fault, InputRefused, UsageError
 
 #: The cache that a dataset gets at most; h5py's own is 1 MiB.
 MOST_CACHE_BYTES = 512 << 20
 _OWN_CACHE_BYTES = 1 << 20
 #: A block that reads so many times its own bytes is worth a word.
 _SLOW = 4.0
+
+#: How the rows of a store may be compressed.
+COMPRESSIONS = ("none", "gzip", "zstd")
+_ZSTD = 32015  # its number among the registered filters of HDF5
+_INSTALL = "install plant-anomaly with its extra zstd, as in pip install 'plant-anomaly[zstd]'"
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,11 @@ def layout(dataset: h5py.Dataset, rows: int = 4096) -> Layout:
 
 
 def open_cached(file: h5py.File, name: str, rows: int = 4096) -> h5py.Dataset:
-    """The dataset ``name`` with a cache that holds the chunks of a block of ``rows``, up to 512 MiB."""
+    """The dataset ``name`` with a cache that holds the chunks of a block of ``rows``, up to 512 MiB.
+
+    Raises InputRefused E3403 where a dataset of the file needs a filter that is not installed.
+    """
+    require_filters(file)
     # Not held in a name: while a dataset is open, HDF5 gives every further opening of it the same cache.
     cost = layout(file[name], rows)
     if cost.chunk is None or cost.bytes_read <= _OWN_CACHE_BYTES:
@@ -82,3 +96,57 @@ def open_cached(file: h5py.File, name: str, rows: int = 4096) -> h5py.Dataset:
     slots = 100 * max(cost.touched, 1) + 1  # HDF5 hashes chunks to slots; about a hundred a chunk avoid collisions
     access.set_chunk_cache(min(slots, 1_000_003), bytes_held, 1.0)
     return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
+
+
+def filters(compress: str) -> dict[str, Any]:
+    """What ``create_dataset`` takes to compress its chunks: nothing, gzip-1 or zstd-3, both after a byte shuffle.
+
+    Sensor noise hardly compresses; quantised logs halve. Raises UsageError E2001 for another name, and for zstd where
+    the extra ``zstd`` is not installed (METHODS S1).
+
+    >>> filters("none"), filters("gzip")
+    ({}, {'compression': 'gzip', 'compression_opts': 1, 'shuffle': True})
+    """
+    if compress not in COMPRESSIONS:
+        raise UsageError(Fault("E2001", f"a compression of {', '.join(COMPRESSIONS)}", compress))
+    if compress == "none":
+        return {}
+    if compress == "gzip":
+        return {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    if not _available(_ZSTD):
+        raise UsageError(Fault("E2001", "a compression that is installed", compress, f"{_INSTALL}; gzip needs nothing"))
+    return {"compression": _ZSTD, "compression_opts": (3,), "shuffle": True}
+
+
+def require_filters(file: h5py.File) -> None:
+    """Raise InputRefused E3403 where a dataset of ``file`` is compressed with a filter that is not installed."""
+    missing: dict[int, str] = {}
+
+    def look(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            made = item.id.get_create_plist()
+            for number, _, _, told in (made.get_filter(i) for i in range(made.get_nfilters())):
+                if number not in missing and not _available(number):
+                    missing[number] = f"{told.decode(errors='replace') or number} in {name}"
+
+    file.visititems(look)
+    if missing:
+        hint = _INSTALL if _ZSTD in missing else "write it again with --compress none"
+        found = ", ".join(missing.values())
+        raise InputRefused(Fault("E3403", "compression that is installed here", found, hint, file.filename))
+
+
+def _available(number: int) -> bool:
+    """Whether HDF5 has a filter, or finds it among its plugins; they load when first used."""
+    return bool(h5py.h5z.filter_avail(number))
+
+
+def _find_plugins() -> None:
+    """Show HDF5 the filters that ``hdf5plugin`` brings, without loading any."""
+    package = importlib.util.find_spec("hdf5plugin")
+    for place in (package.submodule_search_locations if package else None) or ():
+        h5py.h5pl.prepend(str(Path(place) / "plugins").encode())
+
+
+# Done once, on import: whatever opens a store later can read what was written with the extra.
+_find_plugins()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from anomaly.data.labels import cut_runs, event_rows, lead_intervals, mark_leads
 from anomaly.data.scaling import LONG_AGO, HoldState, hold_last
 from anomaly.data.splits import PARTS, SplitPlan, plan_split
 from anomaly.data.store_files import chunk_rows, extend, growing, new_file, put_json
+from anomaly.data.store_layout import filters
 from anomaly.data.windows import window_counts, window_starts
 from anomaly.errors import Fault, InputRefused
 from anomaly.faults import killpoint
@@ -29,24 +30,26 @@ from anomaly.intervals import Intervals, as_intervals, from_flags
 FORMAT, FORMAT_VERSION = "anomaly window store", 1
 
 _BLOCK_ROWS = 65536
-#: Times of so many rows (32 MB) are read at once to plan the split; those of a longer log are looked up on disk.
-_READ_WHOLE = 4 << 20
+#: Blocks of times that are held while the split is planned: 1 MiB.
+_HELD_BLOCKS, _HELD_ROWS = 16, 8192
 #: Kinds from the least to the most telling: a window has the kind of its worst row.
 _WORST_LAST = (UNKNOWN, LEAD, EVENT)
 
 
 @contextmanager
 def create_store(
-    path: Path, contract: LogContract, window: WindowSettings, split: SplitSettings
+    path: Path, contract: LogContract, window: WindowSettings, split: SplitSettings, compress: str = "none"
 ) -> Iterator[StoreWriter]:
     """Give a writer for the rows of a log; on a clean exit the finished store takes the place of ``path``.
 
     On an exception, or a kill, ``path`` is as it was. Memory does not grow with the log, only with its number of
     segments and events. Raises InputRefused: E3301 when no window is complete, E3205 when times go backwards, E3110
-    for an infinite value; Unavailable E5002 for a full disk.
+    for an infinite value; Unavailable E5002 for a full disk; UsageError E2001 where ``compress`` is none of
+    none, gzip and zstd, or not installed.
     """
+    options = filters(compress)
     with new_file(path) as file:
-        writer = StoreWriter(file, Path(path), contract, window, split)
+        writer = StoreWriter(file, Path(path), contract, window, split, options)
         yield writer
         writer._finish()
 
@@ -72,8 +75,15 @@ class StoreWriter:
     """Appends checked chunks of a log to a store that is being made; comes from ``create_store``."""
 
     def __init__(
-        self, file: h5py.File, path: Path, contract: LogContract, window: WindowSettings, split: SplitSettings
+        self,
+        file: h5py.File,
+        path: Path,
+        contract: LogContract,
+        window: WindowSettings,
+        split: SplitSettings,
+        options: dict[str, Any] | None = None,
     ) -> None:
+        self._options = options or {}
         self._file, self._path, self._contract = file, path, contract
         self._window, self._split = window, split
         self._max_gap_us = round(window.max_gap * contract.period_us)
@@ -96,12 +106,13 @@ class StoreWriter:
         group = self._file["series"].create_group(name)
         tags, kinds = len(self._contract.tags), len(self._contract.categories)
         rows = chunk_rows(4 * tags)
-        growing(group, "time", np.int64, rows=rows)
-        growing(group, "values", np.float32, (tags,), rows=rows)
-        growing(group, "age", np.uint8, (tags,), rows=rows, fillvalue=LONG_AGO)
+        growing(group, "time", np.int64, rows=rows, **self._options)
+        growing(group, "values", np.float32, (tags,), rows=rows, **self._options)
+        growing(group, "age", np.uint8, (tags,), rows=rows, fillvalue=LONG_AGO, **self._options)
+        # Kinds are written twice: compressed chunks that change their size would leave holes.
         growing(group, "kind", np.int8, rows=rows, fillvalue=UNKNOWN)
         if kinds:
-            growing(group, "categories", np.int32, (kinds,), rows=rows)
+            growing(group, "categories", np.int32, (kinds,), rows=rows, **self._options)
         return self._assets.setdefault(asset, _AssetRows(group))
 
     def _fresh(self, rows: _AssetRows, chunk: LogChunk) -> LogChunk:
@@ -126,7 +137,7 @@ class StoreWriter:
         if not len(chunk):
             return
         starts = segments(chunk.time, self._max_gap_us, previous=rows.last_time)
-        held, age, rows.hold = hold_last(chunk.values, starts, rows.hold)
+        held, age, rows.hold = _held(chunk.values, starts, rows.hold)
         extend(rows.group["time"], chunk.time)
         extend(rows.group["values"], held)
         extend(rows.group["age"], age)
@@ -195,9 +206,8 @@ class StoreWriter:
         purge_us = self._window.lookback * self._contract.period_us + self._lead_us
         parts = {}
         for asset, rows in sorted(self._assets.items()):
-            time = rows.group["time"]
             parts[asset] = plan_split(
-                time[:] if rows.n <= _READ_WHOLE else time,
+                _LookedUp(rows.group["time"]),
                 shares=self._split,
                 purge_us=purge_us,
                 events=self._whole_events(rows),
@@ -223,7 +233,7 @@ class StoreWriter:
         """``/windows``: asset number, first row, kind and split code of every complete window, in asset and time order."""
         group = self._file.create_group("windows")
         columns = {"asset": np.int32, "start": np.int64, "kind": np.int8, "split": np.int8}
-        made = {name: growing(group, name, dtype) for name, dtype in columns.items()}
+        made = {name: growing(group, name, dtype, **self._options) for name, dtype in columns.items()}
         bounds = [0]
         for number, (asset, rows) in enumerate(sorted(self._assets.items())):
             own, lookback, stride = rows.segments(), self._window.lookback, self._window.stride
@@ -261,6 +271,37 @@ class StoreWriter:
             "fingerprint": self._contract.fingerprint(),
             "library": _library_version(),
         }
+
+
+class _LookedUp(Sequence[int]):
+    """Single values of a dataset ``(n,)``, read by the block; a search comes back to the same few blocks."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset, self._length = dataset, len(dataset)
+        self._blocks: dict[int, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, at: Any) -> Any:
+        number, inside = divmod(int(at) % max(self._length, 1), _HELD_ROWS)
+        block = self._blocks.pop(number, None)
+        if block is None:
+            block = self._dataset[number * _HELD_ROWS : (number + 1) * _HELD_ROWS]
+            if len(self._blocks) >= _HELD_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        self._blocks[number] = block
+        return block[inside]
+
+
+def _held(
+    values: NDArray[np.float32], starts: NDArray[np.bool_], state: HoldState | None
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], HoldState]:
+    """As ``hold_last``; rows without a gap need no holding."""
+    if np.isnan(values).any():
+        return hold_last(values, starts, state)
+    age = np.zeros(values.shape, np.uint8)
+    return values, age, HoldState(values[-1].copy(), age[-1].copy())
 
 
 def worst_kinds(kind: NDArray[np.int8], starts: NDArray[np.int64], lookback: int) -> NDArray[np.int8]:

@@ -31,6 +31,10 @@ class Layout:
         named = {self.time, *self.contract.tags, *self.contract.categories}
         return named | {c for c in (self.asset, self.label) if c is not None}
 
+    def as_text(self) -> set[str]:
+        """The columns whose cells are wanted as they are written."""
+        return {c for c in (*self.contract.categories, self.asset) if c is not None}
+
 
 @dataclass
 class Part:
@@ -48,7 +52,7 @@ class Part:
 def part_chunks(part: Part, layout: Layout, *, resumed: bool = True) -> Iterator[LogChunk]:
     """The chunks of one file; ``row`` counts the file's own rows. With ``resumed``, rows read before are left out."""
     part.source.check_unchanged()
-    for batch in part.source.batches(layout.wanted()):
+    for batch in part.source.checked_batches(layout.wanted(), layout.as_text()):
         chunk = _chunk(batch, part, layout)
         if resumed and part.resume:
             chunk = chunk.take(_fresh(chunk, part.resume))

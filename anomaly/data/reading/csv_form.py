@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from anomaly.errors import Fault, InputRefused, UsageError
@@ -40,11 +41,12 @@ def infer(head: bytes, separator: str | None, decimal: str | None, name: str) ->
     mark = separator or _separator(lines)
     if separator is None and mark != ",":
         notices.append(f"the separator is a {SEPARATORS[mark]} (inferred)")
-    rows = list(csv.reader(lines, delimiter=mark))
-    point = decimal or _decimal(rows[1:], mark)
+    rows = csv.reader(lines, delimiter=mark)
+    header = next(rows)
+    point = decimal or _decimal(rows, mark)
     if decimal is None and point != ".":
         notices.append("the decimal mark is a comma (inferred)")
-    return CsvForm(tuple(rows[0]), mark, point, tuple(notices))
+    return CsvForm(tuple(header), mark, point, tuple(notices))
 
 
 def _check_marks(separator: str | None, decimal: str | None) -> None:
@@ -82,7 +84,7 @@ def _separator(lines: list[str]) -> str:
     return max(SEPARATORS, key=fit)
 
 
-def _decimal(rows: list[list[str]], separator: str) -> str:
+def _decimal(rows: Iterable[list[str]], separator: str) -> str:
     """A comma, if no other reading of the numbers is possible: some have one, none has a point."""
     if separator == ",":
         return "."

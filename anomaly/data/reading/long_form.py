@@ -7,21 +7,20 @@ temporary folder that goes away with the log that uses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anomaly.config import LogSettings, parse_duration
-from anomaly.data.reading import quality_codes
+from anomaly.data.reading import long_pivot, quality_codes
 from anomaly.data.reading.profile import SHOWN, shown_time
 from anomaly.data.reading.roles import near
-from anomaly.data.reading.sources import ParquetSource, RawBatch, Source
+from anomaly.data.reading.sources import NotPlainError, ParquetSource, RawBatch, Source
 from anomaly.data.reading.times import TimeReading, read_times
 from anomaly.data.reading.values import LARGEST, cell, is_text, numbers, plain, texts
 from anomaly.errors import Fault, InputRefused
@@ -31,10 +30,6 @@ VALUE_NAMES = ("value", "val")
 QUALITY_NAMES = ("quality", "status", "opcquality")
 #: Name of the asset column of a wide scratch file whose log has none; no real column can be called so.
 NO_ASSET = "\x00asset"
-_SCHEMA = pa.schema(
-    [("asset", pa.string()), ("tag", pa.string()), ("time", pa.int64()), ("value", pa.float64()),
-     ("text", pa.string()), ("file", pa.int32()), ("row", pa.int64())]
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,6 +113,16 @@ def _looks_long(source: Source, known: LongColumns, settings: LogSettings) -> bo
     return not any(np.isfinite(numbers(a, decimal=source.decimal).values).any() for a in others)
 
 
+def _coded(array: pa.Array, known: dict[str, int]) -> NDArray[np.int32]:
+    """A column of names ``(n,)`` as codes into ``known``, which grows; -1 where empty. Each name is read once a batch."""
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    names = texts(array.dictionary)
+    codes = np.array([known.setdefault(str(n), len(known)) if n else -1 for n in names] + [-1], np.int32)
+    at = array.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
+    return np.asarray(codes[at])
+
+
 class _Normaliser:
     """Checks the files of a long log and writes them as scratch Parquet of one schema."""
 
@@ -125,14 +130,48 @@ class _Normaliser:
         self.columns, self.time, self.reading = columns, time, reading
         self.texts = frozenset(settings.categories)
         self.faults: list[Fault] = []
+        self.tags: dict[str, int] = {}
+        self.assets: dict[str, int] = {}
+        self.ordered = True
+        self._last = 0
         self._counts: dict[tuple[str, str], int] = {}
 
     def write(self, source: Source, number: int, asset: str, target: Path, code: quality_codes.Reader) -> LongFile:
         """Normalise file ``number``; its faults join ``self.faults``."""
+        before = len(self.faults), dict(self._counts), self.ordered, self._last
+
+        def work() -> LongFile:
+            del self.faults[before[0] :]
+            self._counts, (self.ordered, self._last) = dict(before[1]), before[2:]
+            facts = self._written(source, number, asset, target, code)
+            if source.types and len(self.faults) > before[0]:  # the cells are shown as they are written
+                raise NotPlainError
+            return facts
+
+        return source.as_typed(self._types(source), work)
+
+    def _types(self, source: Source) -> dict[str, pa.DataType]:
+        """What the parser of a text file makes of its columns: coded names, and plain numbers where no tag is kept as text."""
+        batch = source.first_batch() if source.parses_text else None
+        if batch is None:
+            return {}
+        coded = pa.dictionary(pa.int32(), pa.string())
+        names = (self.columns.tag, self.columns.asset, self.columns.quality)
+        types = {n: coded for n in names if n in source.columns}
+        if len(batch.columns[self.time].unique()) < batch.rows / 2:
+            types[self.time] = coded
+        cells = numbers(batch.columns[self.columns.value], decimal=source.decimal)
+        if not self.texts and not (cells.text | cells.boolean | cells.bad).any():
+            types[self.columns.value] = pa.float64()
+        return types
+
+    def _written(self, source: Source, number: int, asset: str, target: Path, code: quality_codes.Reader) -> LongFile:
         facts = LongFile()
-        with pq.ParquetWriter(target, _SCHEMA) as writer:
+        with pq.ParquetWriter(
+            target, long_pivot.SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
             for batch in source.batches():
-                writer.write_table(self._table(source, batch, number, asset, facts, code))
+                writer.write_table(self._in_order(self._table(source, batch, number, asset, facts, code)))
                 facts.rows += batch.rows
         if not facts.rows and not source.faults:
             source.faults.append(Fault("E3003", "at least one row", "0 rows", "", source.name))
@@ -141,28 +180,42 @@ class _Normaliser:
     def _table(
         self, source: Source, batch: RawBatch, number: int, asset: str, facts: LongFile, code: quality_codes.Reader
     ) -> pa.Table:
-        tag = texts(batch.columns[self.columns.tag])
-        self._refuse(source, batch, self.columns.tag, tag == "", "E3104", "the name of a tag")
+        tag = _coded(batch.columns[self.columns.tag], self.tags)
+        self._refuse(source, batch, self.columns.tag, tag < 0, "E3104", "the name of a tag")
         us, read = self._times(source, batch, facts)
         named = self.columns.asset
-        assets = texts(batch.columns[named]) if named else np.full(batch.rows, asset, dtype=object)
         if named:
-            self._refuse(source, batch, named, assets == "", "E3113", "the asset's name")
-        as_text = np.isin(tag, list(self.texts)) if self.texts else np.zeros(batch.rows, dtype=bool)
+            assets = _coded(batch.columns[named], self.assets)
+            self._refuse(source, batch, named, assets < 0, "E3113", "the asset's name")
+        else:
+            assets = np.full(batch.rows, self.assets.setdefault(asset, len(self.assets)), np.int32)
+        as_text = np.isin(tag, [self.tags[t] for t in self.texts if t in self.tags])
         value, empty = self._values(source, batch, as_text, code)
-        written = texts(batch.columns[self.columns.value])
-        keep = pa.array(read & (tag != ""))
+        written: object = pa.nulls(batch.rows, pa.string())
+        if as_text.any():
+            written = pa.array(texts(batch.columns[self.columns.value]), pa.string(), mask=~as_text)
+        keep = read & (tag >= 0) & (assets >= 0)
         table = pa.table({
-            "asset": pa.array(assets, pa.string()), "tag": pa.array(tag, pa.string()), "time": us,
-            "value": pa.array(value, mask=empty), "text": pa.array(written, pa.string(), mask=~as_text),
-            "file": pa.array(np.full(batch.rows, number, np.int32)),
-            "row": np.arange(batch.first, batch.first + batch.rows) + 1,
-        }).select(_SCHEMA.names)  # fmt: skip
+            "asset": assets, "tag": tag, "time": us, "value": pa.array(value, mask=empty), "text": written,
+            "file": np.full(batch.rows, number, np.int32), "row": np.arange(batch.first, batch.first + batch.rows) + 1,
+        })  # fmt: skip
         label = self.columns.label
         if label:
             table = pa.concat_tables([table, self._labels(table, source, batch, label)])
-            keep = pa.concat_arrays([keep, keep])
-        return table.filter(keep).cast(_SCHEMA)
+            keep = np.concatenate((keep, keep))
+        return table.cast(long_pivot.SCHEMA) if keep.all() else table.filter(pa.array(keep)).cast(long_pivot.SCHEMA)
+
+    def _in_order(self, table: pa.Table) -> pa.Table:
+        """The samples in order of time; ``ordered`` stays true while those of one asset go on from batch to batch."""
+        time = table["time"].to_numpy()
+        if not len(time):
+            return table
+        if (time[1:] < time[:-1]).any():
+            sort = np.argsort(time, kind="stable")
+            table, time = table.take(pa.array(sort)), time[sort]
+        self.ordered = self.ordered and len(self.assets) <= 1 and int(time[0]) >= self._last
+        self._last = int(time[-1])
+        return table
 
     def _values(
         self, source: Source, batch: RawBatch, as_text: NDArray[np.bool_], code: quality_codes.Reader
@@ -170,6 +223,8 @@ class _Normaliser:
         """Values, NaN where of bad quality, and where there is none at all."""
         column = self.columns.value
         found = numbers(batch.columns[column], decimal=source.decimal)
+        if column in source.types and pc.any(pc.is_nan(batch.columns[column])).as_py():
+            raise NotPlainError(column)  # the parser takes "-nan" and the like for a number
         size = np.abs(found.values)
         self._refuse(source, batch, column, found.text & ~as_text, "E3107", "a number")
         self._refuse(source, batch, column, np.isinf(size) & ~as_text, "E3110", "a finite number")
@@ -186,12 +241,12 @@ class _Normaliser:
         """The label column as one more tag; whether it holds 0 and 1 is checked in the wide form."""
         found = numbers(batch.columns[name], decimal=source.decimal)
         self._refuse(source, batch, name, found.text, "E3112", "0 or 1")
-        tag = pa.array([name] * len(table), pa.string())
+        tag = np.full(len(table), self.tags.setdefault(name, len(self.tags)), np.int32)
         value = pa.array(found.values, from_pandas=True)
-        return table.set_column(1, "tag", tag).set_column(3, "value", value)
+        return table.set_column(1, "tag", pa.array(tag)).set_column(3, "value", value)
 
     def _times(self, source: Source, batch: RawBatch, facts: LongFile) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        raw = plain(batch.columns[self.time])
+        raw = batch.columns[self.time]
         times = read_times(raw, self.reading)
         for row, code, expected in times.problems:
             self._fault(source, code, expected, cell(raw, row), self.time, source.data_row(batch.first + row))
@@ -256,79 +311,31 @@ def widen(
     parts = [scratch / f"long-{i}.parquet" for i in range(len(sources))]
     files = [normaliser.write(source, i, assets[i], parts[i], code) for i, source in enumerate(sources)]
     faults = [f for s in sources for f in s.faults] + normaliser.faults
-    with _database(scratch, parts) as database:
-        faults += _contradictions(database, sources, columns)
-        if faults:
-            raise InputRefused(faults)
-        return _pivot(database, sources, files, columns, time, settings, scratch, needed)
-
-
-def _database(scratch: Path, parts: list[Path]) -> duckdb.DuckDBPyConnection:
-    database = duckdb.connect(config={"memory_limit": "500MB", "threads": 2, "temp_directory": str(scratch / "spill")})
-    database.execute("SET preserve_insertion_order = false")
-    database.read_parquet([str(p) for p in parts]).create_view("long")
-    return database
-
-
-def _contradictions(
-    database: duckdb.DuckDBPyConnection, sources: list[Source], columns: LongColumns
-) -> Iterator[Fault]:
-    """E3206: the same asset, tag and time with different values; a label column may differ from tag to tag."""
-    found = database.execute(
-        "SELECT tag, time, max(file), max_by(row, (file, row)), count(DISTINCT coalesce(text, value::VARCHAR, '')) AS n"
-        " FROM long WHERE tag <> ? GROUP BY asset, tag, time HAVING n > 1 ORDER BY 3, 4 LIMIT 100",
-        [columns.label or ""],
-    ).fetchall()
-    for tag, time, file, row, _ in found:
-        source = sources[file]
-        expected = f"one value of {tag} at {shown_time(time)}"
-        yield Fault(
-            "E3206", expected, "another value", "keep one", source.name, columns.value, source.data_row(row - 1)
-        )
-
-
-def _pivot(
-    database: duckdb.DuckDBPyConnection,
-    sources: list[Source],
-    files: list[LongFile],
-    columns: LongColumns,
-    time: str,
-    settings: LogSettings,
-    scratch: Path,
-    needed: tuple[str, ...],
-) -> Widened:
-    tags = [t for (t,) in database.execute("SELECT DISTINCT tag FROM long ORDER BY tag").fetchall()]
-    silent = [t for t in needed if t not in tags]
     period = parse_duration(settings.period) if settings.period else None
-    target = scratch / "wide.parquet"
-    database.execute(_pivot_query(tags, silent, period, settings.categories, columns.label, target), tags)
-    distinct = "SELECT count(*) FROM (SELECT DISTINCT asset, tag, time FROM long WHERE tag <> ?)"
-    label = [columns.label or ""]
-    kept = database.execute(distinct, label).fetchone()
-    rows = database.execute("SELECT count(*) FROM long WHERE tag <> ?", label).fetchone()
-    wide = _WideScratch(target, ", ".join(s.name for s in sources), nan_is_bad=True)
-    wide.state = (target.stat().st_size, target.stat().st_mtime_ns)
-    wide.name_columns(time, columns.asset, tags + silent)
+    pivot = long_pivot.Pivot(
+        list(normaliser.tags), list(normaliser.assets), frozenset(settings.categories), columns.label, period
+    )
+    silent = [t for t in needed if t not in normaliser.tags]
+    pivot.write(parts, normaliser.ordered, scratch / "wide.parquet", silent)
+    faults += [_contradiction(found, pivot, sources, columns) for found in pivot.contradictions]
+    if faults:
+        raise InputRefused(faults)
+    for part in parts:
+        part.unlink()
     notices = [f"no sample of tag {t} in this log" for t in silent]
     if period:
         notices.append(f"long form binned to {settings.period}: the last value of each bin, at the bin's end")
-    assert kept is not None and rows is not None  # noqa: S101 - a count always gives one row
-    return Widened(wide, files, rows[0] - kept[0], notices)
+    wide = _WideScratch(scratch / "wide.parquet", ", ".join(s.name for s in sources), nan_is_bad=True)
+    wide.state = (wide.path.stat().st_size, wide.path.stat().st_mtime_ns)
+    wide.name_columns(time, columns.asset, [*(pivot.tags[c] for c in pivot.order), *silent])
+    return Widened(wide, files, pivot.duplicates, notices)
 
 
-def _pivot_query(
-    tags: list[str], silent: list[str], period: int | None, categories: tuple[str, ...], label: str | None, target: Path
-) -> str:
-    """One aggregate per tag, its name as a parameter; bins are named by their end."""
-    when = f"((time + {period - 1}) // {period}) * {period}" if period else "time"
-
-    def cell(number: int, tag: str) -> str:
-        column = "text" if tag in categories else "value"
-        pick = "max(value)" if tag == label else f"max_by({column}, time)" if period else f"any_value({column})"
-        return f"{pick} FILTER (WHERE tag = ${number + 1}) AS t{number}"
-
-    cells = [cell(i, t) for i, t in enumerate(tags)]
-    cells += [f"NULL::{'VARCHAR' if t in categories else 'DOUBLE'} AS t{len(tags) + i}" for i, t in enumerate(silent)]
-    path = str(target).replace("'", "''")
-    select = f"SELECT {when} AS time, asset, {', '.join(cells)} FROM long GROUP BY 1, 2 ORDER BY asset, time"  # noqa: S608
-    return f"COPY ({select}) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 65536)"
+def _contradiction(
+    found: long_pivot.Contradiction, pivot: long_pivot.Pivot, sources: list[Source], columns: LongColumns
+) -> Fault:
+    """E3206: the same asset, tag and time with different values; a label column may differ from tag to tag."""
+    source = sources[found.file]
+    expected = f"one value of {pivot.tags[found.tag]} at {shown_time(found.time_us)}"
+    row = source.data_row(found.row - 1)
+    return Fault("E3206", expected, "another value", "keep one", source.name, columns.value, row)

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly.data.reading.order import Column, OrderFindings, RowOrder
-from anomaly.data.reading.sources import RawBatch, Source
+from anomaly.data.reading.sources import NotPlainError, RawBatch, Source
+from anomaly.data.reading.spool import Spool, SpoolFile
 from anomaly.data.reading.times import TimeReading, read_times
 from anomaly.data.reading.values import LARGEST, cell, is_number, is_text, numbers, plain, texts
-from anomaly.errors import Fault
+from anomaly.errors import Fault, InputRefused
 
 #: Of each kind of fault in a column the first ten rows are named.
 SHOWN = 10
@@ -90,6 +91,12 @@ class ColumnProfile:
         note(self.not_binary, wrong | (present & (values != 0) & (values != 1)), column.raw, place)
         note(self.not_code, wrong | (present & ~steady & ~transient), column.raw, place)
 
+    @property
+    def shows_cells(self) -> bool:
+        """Whether cells were noted that a refusal may show as they are written."""
+        rows = (self.text_rows, self.boolean_rows, self.infinite_rows, self.huge_rows, self.not_binary, self.not_code)
+        return any(map(len, rows))
+
     def _distinct(self, raw: pa.Array, text: NDArray[np.bool_]) -> None:
         if self.distinct is not None:
             self.distinct |= set(texts(raw.filter(pa.array(text)).unique()))
@@ -109,6 +116,7 @@ class FileProfile:
     columns: dict[str, ColumnProfile] = field(default_factory=dict)
     order: RowOrder = field(default_factory=RowOrder)
     time_faults: list[Fault] = field(default_factory=list)
+    spool: Spool | None = None
     _counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -124,26 +132,61 @@ class FileProfile:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are passed over: the time column and its reading, the asset and label columns, columns to ignore."""
+    """How files are passed over: the time column and its reading, the asset and label columns, columns to ignore.
+
+    ``texts`` are columns whose cells count as they are written.
+    """
 
     time: str | None
     times: TimeReading
     asset: str | None = None
     label: str | None = None
     ignored: Collection[str] = ()
+    texts: Collection[str] = ()
 
 
-def profile_file(source: Source, reading: Reading, asset: str) -> FileProfile:
-    """Pass over ``source`` once. ``asset`` names the file's asset where ``reading`` has no asset column."""
+def profile_file(source: Source, reading: Reading, asset: str, file: SpoolFile | None = None) -> FileProfile:
+    """Pass over ``source`` once. ``asset`` names the file's asset where ``reading`` has no asset column.
+
+    Columns of a text file that begin as plain numbers are parsed as such; where one turns out otherwise, or a cell of it
+    has to be shown, the file is passed over again with that column as text. With ``file`` the checked rows are kept.
+    """
+    return source.as_typed(_plain_columns(source, reading), lambda: _profiled(source, reading, asset, file))
+
+
+def _profiled(source: Source, reading: Reading, asset: str, file: SpoolFile | None) -> FileProfile:
     profile = FileProfile(source, asset)
+    profile.spool = None if file is None or reading.time is None else Spool(file)
     for name, (_, kind) in source.columns.items():
         if name != reading.time and name not in reading.ignored:
             profile.columns[name] = ColumnProfile(name, _kind(kind))
     for batch in source.batches():
         _take(profile, batch, reading)
+    for name in source.types:
+        if name in profile.columns and profile.columns[name].shows_cells:
+            raise NotPlainError(name)
     if not profile.rows and not source.faults:
         source.faults.append(Fault("E3003", "at least one row", "0 rows", "", source.name))
+    source.spool = profile.spool
+    if source.spool is not None:
+        source.spool.close()
     return profile
+
+
+def _plain_columns(source: Source, reading: Reading) -> dict[str, pa.DataType]:
+    """The columns of a text file whose first cells are all plain numbers or missing."""
+    try:
+        batch = source.first_batch() if source.parses_text else None
+    except InputRefused:  # the pass itself says what is wrong
+        batch = None
+    found = {}
+    for name, raw in batch.columns.items() if batch is not None else ():
+        if name not in (reading.time, reading.asset, *reading.texts, *reading.ignored):
+            cells = numbers(raw, decimal=source.decimal)
+            sizes = np.abs(cells.values)
+            if not (cells.text | cells.boolean | cells.bad | (sizes > LARGEST)).any():
+                found[name] = pa.float64()
+    return found
 
 
 def note(rows: Rows, mask: NDArray[np.bool_], raw: pa.Array, place: Callable[[int], int]) -> None:
@@ -174,6 +217,10 @@ def _take(profile: FileProfile, batch: RawBatch, reading: Reading) -> None:
         return source.data_row(batch.first + row)
 
     columns = _columns(profile, batch)
+    for name in source.types:
+        # the parser takes "-nan" and the like for a number
+        if name in columns and pc.any(pc.is_nan(batch.columns[name])).as_py():
+            raise NotPlainError(name)
     for name, column in columns.items():
         noted = profile.columns[name]
         noted.update(column, place)
@@ -184,6 +231,9 @@ def _take(profile: FileProfile, batch: RawBatch, reading: Reading) -> None:
         us, valid = _times(profile, batch.columns[reading.time], reading, place)
         compared = {n: c for n, c in columns.items() if n != reading.asset}
         _note_order(profile, profile.order.update(us, valid, assets, compared), us, reading.time, place)
+        if profile.spool is not None:
+            kept = {n: batch.columns[n] for n in columns}
+            profile.spool.add({reading.time: pa.array(us).cast(pa.timestamp("us", "UTC")), **kept})
     profile.rows += batch.rows
 
 

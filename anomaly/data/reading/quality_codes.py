@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from anomaly.data.reading.sources import Source
-from anomaly.data.reading.values import plain
 
 GOOD, UNCERTAIN, BAD, UNREAD = 0, 1, 2, 3
 
@@ -72,7 +71,7 @@ class Reader:
 
 def _codes(array: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
     """Numbers of a quality column, -1 where it holds words, and the words' meaning; each distinct cell is read once."""
-    encoded = plain(array).dictionary_encode()
+    encoded = array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
     numbers, words = [-1], [_WORDS[""]]
     for cell in encoded.dictionary.to_pylist():
         number = _number(cell)

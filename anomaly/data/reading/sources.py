@@ -7,11 +7,13 @@ A source knows its file, its columns and which data row a batch starts at. What 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -19,12 +21,28 @@ import pyarrow.parquet as pq
 
 from anomaly.config import LogSettings
 from anomaly.data.reading import csv_form
+from anomaly.data.reading.spool import Spool
+from anomaly.data.reading.values import MISSING
 from anomaly.errors import Fault, InputRefused
 
 BATCH_ROWS = 65_536
+_READ_BUFFER = 1 << 20
 _BLOCK_BYTES = 4 << 20
 _LONGEST_NAME = 200
+#: Passes that a file with a few doubtful columns may take before all its columns are read as text.
+_MOST_RETRIES = 3
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+T = TypeVar("T")
+
+
+class NotPlainError(Exception):
+    """A column that was read as numbers holds something else; ``column`` names it where that is known."""
+
+    def __init__(self, column: str | None = None) -> None:
+        super().__init__(column)
+        self.column = column
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,9 @@ class RawBatch:
 class Source:
     """One log file. ``columns`` maps each column's clean name to its position and type, in file order.
 
-    ``faults`` collects what is wrong with names and lines; ``notices`` what was inferred about the form.
+    ``faults`` collects what is wrong with names and lines; ``notices`` what was inferred about the form. ``types`` are
+    columns that a text file's parser turns into numbers or coded texts itself, ``spool`` the rows as they were checked,
+    and with ``keep_first`` the first batch is parsed once.
     """
 
     path: Path
@@ -51,6 +71,11 @@ class Source:
     notices: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     state: tuple[int, int] = (0, 0)  # size and modification time when opened
+    types: dict[str, pa.DataType] = field(default_factory=dict)
+    spool: Spool | None = None
+    keep_first: bool = False
+    parses_text: ClassVar[bool] = False
+    _first: RawBatch | None = None
 
     def open(self, head: bytes, settings: LogSettings) -> None:
         """Find the columns; ``head`` is the file's first megabyte."""
@@ -60,13 +85,41 @@ class Source:
         """The file's rows, batch by batch, with the ``wanted`` columns (all if None)."""
         raise NotImplementedError
 
+    def checked_batches(self, wanted: Collection[str], as_text: Collection[str]) -> Iterator[RawBatch]:
+        """The rows of a file that was checked, kept or parsed again; ``as_text`` columns as they are written."""
+        if self.spool is None or not self.spool.complete or self.spool.numbers & set(as_text):
+            self.types = {n: kind for n, kind in self.types.items() if n not in as_text}
+            yield from self.batches(wanted)
+            return
+        first = 0
+        for columns in self.spool.batches(wanted):
+            rows = len(next(iter(columns.values())))
+            yield RawBatch(first, columns, rows)
+            first += rows
+
     def data_row(self, position: int) -> int:
         """The 1-based data row of the file at ``position`` among the rows that ``batches`` gives."""
         return position + 1
 
     def first_batch(self) -> RawBatch | None:
         """The first rows, or None if there are none."""
-        return next(iter(self.batches()), None)
+        if self._first is not None:
+            return self._first
+        first = next(iter(self.batches()), None)
+        if self.keep_first:
+            self._first = first
+        return first
+
+    def as_typed(self, types: dict[str, pa.DataType], work: Callable[[], T]) -> T:
+        """What ``work`` gives with ``types`` parsed at once; columns that turn out otherwise are read as text, anew."""
+        self.types, self._first = dict(types), None
+        while self.types:
+            try:
+                return work()
+            except NotPlainError as error:
+                known = error.column in self.types and len(types) - len(self.types) < _MOST_RETRIES
+                self.types = {n: t for n, t in self.types.items() if n != error.column} if known else {}
+        return work()
 
     def check_unchanged(self) -> None:
         """Raise InputRefused E3008 if the file's size or modification time is not what it was when opened."""
@@ -147,6 +200,7 @@ class CsvSource(Source):
     """A CSV file: strict UTF-8, every line with as many fields as the header, every cell a string."""
 
     separator = ","
+    parses_text = True
 
     def open(self, head: bytes, settings: LogSettings) -> None:
         """Find header, separator and decimal mark in the first bytes."""
@@ -169,7 +223,13 @@ class CsvSource(Source):
                 yield RawBatch(first, {n: batch.column(i) for i, n in enumerate(names)}, batch.num_rows)
                 first += batch.num_rows
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if self.types:  # what is wrong is told from the text
+                raise NotPlainError(self._named_in(str(error))) from error
             raise InputRefused(self._damage(error)) from error
+
+    def _named_in(self, message: str) -> str | None:
+        found = re.match(r"In CSV column #(\d+): CSV conversion error", message)
+        return next((n for n, (p, _) in self.columns.items() if found and p == int(found[1])), None)
 
     def data_row(self, position: int) -> int:
         """The data row behind ``position``, counting the lines passed over."""
@@ -188,7 +248,12 @@ class CsvSource(Source):
             ),
             parse_options=pc.ParseOptions(delimiter=self.separator, invalid_row_handler=self._wrong_fields),
             convert_options=pc.ConvertOptions(
-                column_types=dict.fromkeys(places, pa.string()), strings_can_be_null=False, include_columns=wanted
+                column_types=dict.fromkeys(places, pa.string())
+                | {places[self.columns[n][0]]: kind for n, kind in self.types.items()},
+                null_values=list(MISSING),
+                strings_can_be_null=False,
+                include_columns=wanted,
+                decimal_point=self.decimal,
             ),
         )
 
@@ -252,7 +317,8 @@ class ParquetSource(Source):
 
     def _file(self) -> pq.ParquetFile:
         try:
-            return pq.ParquetFile(self.path, page_checksum_verification=True)
+            # With a buffer a column is read as it is decoded; without one, a row group's whole column at once.
+            return pq.ParquetFile(self.path, page_checksum_verification=True, buffer_size=_READ_BUFFER)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputRefused(self._damage(error)) from error
 

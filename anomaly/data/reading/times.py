@@ -112,6 +112,11 @@ def read_times(array: pa.Array, reading: TimeReading) -> Times:
     >>> read_times(pa.array(["2026-01-01T01:00:00+01:00"]), TimeReading()).us.tolist()
     [1767225600000000]
     """
+    if pa.types.is_dictionary(array.type) and not array.null_count and len(array):
+        distinct = read_times(array.dictionary, reading)
+        if not distinct.problems:
+            at = array.indices.to_numpy()
+            return Times(distinct.us[at], distinct.zoned[at])
     array = plain(array)
     local, zoned, problems = _parse(array, reading)
     us, zone_problems = _to_utc(local, zoned, reading.zone)
