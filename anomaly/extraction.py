@@ -26,7 +26,7 @@ from anomaly.scores.window_scores import ModeStability, filled_radius, novelty, 
 #: Windows of a piece, fewer where they are large: each worker holds what an encoder makes of one.
 _PIECE, _LEAST_PIECE, _PIECE_BYTES = 2048, 64, 8 << 20
 #: Rows of the sample that modes are learned from, and its bytes at most.
-_SAMPLE_ROWS, _SAMPLE_BYTES = 50_000, 32 << 20
+_SAMPLE_ROWS, _SAMPLE_BYTES = 20_000, 16 << 20
 #: Rows of the sample on which the number of modes is chosen.
 _TRIED_ROWS = 2048
 #: Windows that stability looks back over, this one included.
@@ -91,7 +91,7 @@ class Gathered:
         near = other.keys < self._limit
         self._waiting.append((other.keys[near], other.rows[near]))
         self._waits += len(self._waiting[-1][0])
-        if self._waits > self.size:
+        if self._waits > self.size // 2:
             self._settle()
 
     def _settle(self) -> None:

@@ -19,7 +19,7 @@ _LEAST_SHARE = 64
 #: Columns that are searched by their groups' minima; a smaller bank is partitioned as it is.
 _GROUP = 32
 #: Candidates beyond k whose distances are made exactly: float32 products may swap rows that are all but equally near.
-_SPARE = 3
+_SPARE = 1
 
 
 def squared_distances(points: NDArray[np.floating], bank: NDArray[np.floating]) -> NDArray[np.floating]:
