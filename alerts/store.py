@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +19,17 @@ import numpy as np
 import sqlalchemy as sa
 
 from alerts import tables
+from alerts.alert import Alert, AlertEvent, AlertPage, alert_event, alert_of, iso_time
+from alerts.changes import enqueue_alert, log_event
 from alerts.database import Database
-from alerts.episodes import Episode, TopTags, join
+from alerts.episodes import Episode, join
+from alerts.grouping import priority
+from alerts.listing import Cursor, Filters, PageQueries
+from alerts.states import ANOMALY, CLOSED, NEW, RETURNED, SYSTEM
+from alerts.texts import search_text
 from anomaly.errors import Fault, UsageError
 from anomaly.faults import killpoint
 from anomaly.intervals import Intervals, as_intervals, merge
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-NEW = "new"
-
-
-def iso_time(us: int) -> str:
-    """UTC microseconds as ISO 8601.
-
-    >>> iso_time(1_000_001)
-    '1970-01-01T00:00:01.000001Z'
-    """
-    return (_EPOCH + timedelta(microseconds=us)).isoformat().replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
@@ -61,54 +53,10 @@ class BatchRecord:
     merge_gap_us: int = 0
 
 
-@dataclass(frozen=True)
-class Alert:
-    """An episode as people see it; times in UTC microseconds."""
+__all__ = ["Alert", "AlertEvent", "AlertPage", "AlertStore", "BatchRecord", "Filters", "iso_time"]
 
-    id: int
-    asset: str
-    model: str
-    model_name: str
-    start_us: int
-    peak_us: int
-    end_us: int
-    peak_score: float
-    threshold: float
-    rows: int
-    lead_us: int | None
-    top_tags: TopTags
-    state: str
-    first_batch: int
-    created_at: int
-    reasons: str = ""
-
-    def episode(self) -> Episode:
-        """The episode that the alert shows."""
-        return Episode(
-            self.asset,
-            self.start_us,
-            self.peak_us,
-            self.end_us,
-            self.peak_score,
-            self.threshold,
-            self.rows,
-            self.top_tags,
-            reasons=self.reasons,
-        )
-
-    def told(self) -> dict[str, Any]:
-        """What is known of its peak: ``tags`` (tag, share, value, low, high, direction) and ``alike`` (asset, time_us,
-        event, distance); empty lists for an alert from before reasons were kept."""
-        return {"tags": [], "alike": []} | (json.loads(self.reasons) if self.reasons else {})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain, JSON-ready values, with ``start``, ``peak``, ``end`` in ISO 8601; an infinite score is None."""
-        own = asdict(self) | {name: iso_time(getattr(self, f"{name}_us")) for name in ("start", "peak", "end")}
-        own["reasons"] = self.told()
-        for alike in own["reasons"]["alike"]:
-            alike["time"] = iso_time(alike["time_us"])
-        own["top_tags"] = [{"tag": tag, "share": share} for tag, share in self.top_tags]
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in own.items()}
+#: A closed alert whose episode goes on this much later is opened again; before that, the verdict stands.
+GOES_ON_US = 3_600_000_000
 
 
 class AlertStore:
@@ -118,8 +66,9 @@ class AlertStore:
     Unavailable: E5001 locked for ``wait_s`` or unreachable, E5002 disk full, E5004 another schema.
     """
 
-    def __init__(self, url_or_path: str | Path, *, wait_s: float = 30.0) -> None:
-        self.database = Database(url_or_path, wait_s=wait_s)
+    def __init__(self, url_or_path: str | Path | Database, *, wait_s: float = 30.0) -> None:
+        given = url_or_path
+        self.database: Database = given if isinstance(given, Database) else Database(given, wait_s=wait_s)
 
     def record_batch(self, batch: BatchRecord, episodes: Iterable[Episode]) -> bool:
         """Write the ledger entry, the covered time and the alerts of a scored log in one transaction.
@@ -159,7 +108,7 @@ class AlertStore:
         if since_us is not None:
             query = query.where(table.end_us >= since_us)
         with self.database.reading() as connection:
-            return [] if connection is None else [_alert(row) for row in connection.execute(query)]
+            return [] if connection is None else [alert_of(row) for row in connection.execute(query)]
 
     def alert(self, id: int) -> Alert:
         """One alert; raises UsageError E2001, with the numbers there are, where it is not."""
@@ -168,14 +117,48 @@ class AlertStore:
             row = first = last = None
             if connection is not None:
                 row = connection.execute(sa.select(tables.alerts).where(ids == id)).first()
-                first, last = connection.execute(sa.select(sa.func.min(ids), sa.func.max(ids))).one()
+                if row is None:  # apart, so that each walks the key instead of the table
+                    first, last = (connection.execute(sa.select(of(ids))).scalar() for of in (sa.func.min, sa.func.max))
         if row is None:
             expected = (
                 "an alert number, but there are no alerts" if first is None else f"an alert number, {first} to {last}"
             )
             hint = "anomaly alerts list shows them"
             raise UsageError(Fault("E2001", expected, id, hint, self.database.name))
-        return _alert(row)
+        return alert_of(row)
+
+    def page(self, filters: Filters | None = None, after: str | None = None, size: int = 50) -> AlertPage:
+        """A page of the list, newest first by start, and the cursor of the next one.
+
+        ``after``: the ``next`` of the page before. The alerts come without ``reasons``. Raises UsageError E2001 for a size
+        outside 1 to 500 or a cursor that is not ours.
+        """
+        queries = PageQueries(filters or Filters(), size, Cursor.read(after) if after else None)
+        with self.database.reading() as connection:
+            if connection is None:
+                return AlertPage((), None)
+            found = [alert_of(row) for query in queries.statements() for row in connection.execute(query)]
+        found.sort(key=lambda a: (a.start_us, a.id), reverse=True)
+        last = Cursor(found[size - 1].start_us, found[size - 1].id).text() if len(found) > size else None
+        return AlertPage(tuple(found[:size]), last)
+
+    def counts(self, by: str = "state", filters: Filters | None = None) -> dict[Any, int]:
+        """How many alerts there are of each ``state``, ``priority``, ``kind`` or ``asset``, in the order of the keys."""
+        if by not in ("state", "priority", "kind", "asset"):
+            raise ValueError(f"by: expected state, priority, kind or asset, got {by!r}")
+        column, wanted = tables.alerts.c[by], filters or Filters()
+        query = sa.select(column, sa.func.count()).where(*wanted.conditions()).group_by(column).order_by(column)
+        if wanted.states:
+            query = query.where(tables.alerts.c.state.in_(wanted.states))
+        with self.database.reading() as connection:
+            return {} if connection is None else {key: int(n) for key, n in connection.execute(query)}
+
+    def events(self, id: int) -> list[AlertEvent]:
+        """What was done to an alert, oldest first; also of one that a later log merged into another."""
+        own = tables.alert_events.c
+        query = sa.select(tables.alert_events).where(own.alert_id == id).order_by(own.id)
+        with self.database.reading() as connection:
+            return [] if connection is None else [alert_event(row) for row in connection.execute(query)]
 
     def dump(self) -> dict[str, list[dict[str, Any]]]:
         """Every row of every table, in key order: to compare two databases."""
@@ -204,6 +187,7 @@ class _Recorder:
     batch: BatchRecord
     now_us: int = field(default_factory=lambda: time.time_ns() // 1000)
     batch_id: int = field(init=False)
+    _weights: dict[str, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         batch = self.batch
@@ -258,9 +242,10 @@ class _Recorder:
     def _alerts(self, asset: str, start_us: int, end_us: int) -> list[Alert]:
         own = tables.alerts.c
         query = sa.select(tables.alerts).where(
-            own.asset == asset, own.model == self.batch.model, own.start_us <= end_us, own.end_us >= start_us
-        )
-        return [_alert(row) for row in self.connection.execute(query.order_by(own.start_us))]
+            own.asset == asset, own.model == self.batch.model, own.kind == ANOMALY,
+            own.start_us <= end_us, own.end_us >= start_us,
+        )  # fmt: skip
+        return [alert_of(row) for row in self.connection.execute(query.order_by(own.start_us))]
 
     def _new(self, episode: Episode) -> Alert:
         entry = _columns(episode) | {
@@ -271,9 +256,12 @@ class _Recorder:
             "state": NEW,
             "first_batch": self.batch_id,
             "created_at": self.now_us,
+            "priority": self._priority(episode, self.batch.lead_us),
         }
-        (id,) = self._insert(tables.alerts, entry)
-        return Alert(id=id, **entry | {"top_tags": episode.top_tags})
+        (id,) = self._insert(tables.alerts, entry | {"search": _search(episode)})
+        alert = Alert(id=id, **entry | {"top_tags": episode.top_tags})
+        enqueue_alert(self.connection, alert, NEW, self.now_us)
+        return alert
 
     def _extend(self, touching: list[Alert], episode: Episode) -> Alert:
         """The oldest of the alerts takes in the others and the episode; its number stays."""
@@ -283,9 +271,32 @@ class _Recorder:
         own = tables.alerts.c.id
         for other in others:
             self.connection.execute(sa.delete(tables.alerts).where(own == other.id))
-        changed = _columns(joined)
-        self.connection.execute(sa.update(tables.alerts).where(own == oldest.id).values(**changed))
-        return Alert(**vars(oldest) | changed | {"top_tags": joined.top_tags})
+        changed = _columns(joined) | {"priority": self._priority(joined, oldest.lead_us)}
+        worked = _worked_on(oldest, others) | self._opened_again(oldest, joined)
+        if worked:
+            worked["version"] = oldest.version + 1
+        self.connection.execute(
+            sa.update(tables.alerts).where(own == oldest.id).values(**changed | worked, search=_search(joined))
+        )
+        grown = Alert(**vars(oldest) | changed | worked | {"top_tags": joined.top_tags})
+        if worked:
+            action = "reopen" if grown.reopened > oldest.reopened else "merge"
+            log_event(self.connection, oldest, grown, self.now_us, SYSTEM, action, merged=[a.id for a in others])
+        return grown
+
+    def _opened_again(self, alert: Alert, joined: Episode) -> dict[str, Any]:
+        """What changes where an alert that was over goes on: a count that people see, not a second alert."""
+        goes_on = joined.end_us > alert.end_us and (
+            alert.state == RETURNED or (alert.closed_at is not None and joined.end_us > alert.closed_at + GOES_ON_US)
+        )
+        return reopened(alert.reopened) if goes_on and alert.state in (RETURNED, CLOSED) else {}
+
+    def _priority(self, episode: Episode, lead_us: int | None) -> int:
+        if episode.asset not in self._weights:
+            query = sa.select(tables.assets.c.weight).where(tables.assets.c.asset == episode.asset)
+            self._weights[episode.asset] = float(self.connection.execute(query).scalar() or 1.0)
+        lasted = episode.end_us - episode.start_us
+        return priority(episode.peak_score, episode.threshold, lasted, lead_us, self._weights[episode.asset])
 
     def _insert(self, table: sa.Table, entry: dict[str, Any]) -> tuple[Any, ...]:
         key = self.connection.execute(sa.insert(table).values(**entry)).inserted_primary_key
@@ -312,7 +323,22 @@ def _columns(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _alert(row: sa.Row[Any]) -> Alert:
-    values = dict(row._mapping)
-    values["top_tags"] = tuple((str(tag), float(share)) for tag, share in json.loads(values["top_tags"]))
-    return Alert(**values)
+def _search(episode: Episode) -> str:
+    return search_text(episode.asset, "", (tag for tag, _ in episode.top_tags))
+
+
+def _worked_on(oldest: Alert, others: list[Alert]) -> dict[str, Any]:
+    """What the oldest takes over from alerts merged into it: people's work on them must not be lost with their rows."""
+    best = max((a for a in others if a.version > 1), key=lambda a: (a.version, -a.id), default=None)
+    if best is None or oldest.version > 1:
+        return {}
+    return {name: getattr(best, name) for name in _WORK}
+
+
+def reopened(count: int) -> dict[str, Any]:
+    """The columns of an alert that is new again, after ``count`` times before; it stays with whom it was assigned to."""
+    ended = dict.fromkeys(("shelved_until", "verdict", "acknowledged_at", "closed_at", "escalated_at"))
+    return ended | {"state": NEW, "reopened": count + 1}
+
+
+_WORK = ("state", "assignee", "shelved_until", "verdict", "reopened", "acknowledged_at", "closed_at")

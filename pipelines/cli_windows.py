@@ -1,4 +1,4 @@
-"""`anomaly extract`: the command for all windows of a store at once."""
+"""`anomaly extract` and `anomaly sample`: the commands for windows of a store."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anomaly.errors import Fault, UsageError
 from pipelines import home, terminal
 
 if TYPE_CHECKING:
     from pipelines.extract import Extracted
 
-EPILOG = "Example: `anomaly extract plant.h5 --model press --out features.h5`"
+_EXTRACT = "Example: `anomaly extract plant.h5 --model press --out features.h5`"
+_SAMPLE = "Example: `anomaly sample plant.h5 --model model --k 10 --out samples`"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give ``app`` the commands."""
+    app.command("extract", epilog=_EXTRACT)(extract)
+    app.command("sample", epilog=_SAMPLE)(sample)
 
 
 def extract(
@@ -74,3 +82,52 @@ def show(done: Extracted) -> None:
         terminal.say(f"{done.anomalous:,} windows at or above the threshold, {done.unscorable:,} unscorable")
     for notice in done.notices:
         terminal.say(f"note: {notice}")
+
+
+def sample(
+    store: Annotated[Path, typer.Argument(help="Window store (.h5), made by `anomaly ingest`.")],
+    model: Annotated[
+        str, typer.Option(help="Bundle folder, models:/NAME@champion, models:/NAME/2, or a name.")
+    ] = "anomaly",
+    k: Annotated[int, typer.Option("--k", help="Windows to draw from each mode.")] = 10,
+    temperature: Annotated[
+        float, typer.Option(help="Near 0 the most unusual windows only, 5 almost any window of a mode.")
+    ] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder for samples.csv, contact_sheet.png and limits.json.")] = Path(
+        "samples"
+    ),
+    weights: Annotated[
+        str, typer.Option(help="Weights of stability, novelty and energy, comma separated.")
+    ] = "0.5,1.0,0.8",
+    part: Annotated[str | None, typer.Option(help="train, validation or test; the whole store if not given.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Number of modes; found from the data if not given.")] = None,
+    limits: Annotated[Path | None, typer.Option(help="limits.json of an earlier draw, to compare weights.")] = None,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Windows may share rows.")] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Features of this store by `anomaly extract`; made for the time being if not given."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
+) -> None:
+    """Draw windows for people to label: novel ones first, from every mode."""
+    from pipelines.sample import sample as run
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+
+    if part not in (None, "train", "validation", "test"):
+        raise UsageError(Fault("E2001", "--part train, validation or test", part))
+    try:
+        shares = [float(share) for share in weights.split(",")]
+    except ValueError as error:
+        raise UsageError(Fault("E2001", "--weights of three numbers", weights)) from error
+    with terminal.progress(as_json) as progress:
+        fitted = load_bundle(resolve(model, home.home()))
+        done = run(
+            store, fitted, k, temperature, out, seed, shares, part, progress,
+            clusters=clusters, limits=limits, overlapping=overlapping, features=features,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(done.to_dict(), default=str, allow_nan=False))
+    else:
+        terminal.show_sampled(done)

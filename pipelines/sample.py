@@ -1,7 +1,7 @@
 """Draw windows of a store for people to label: novel ones first, every mode covered, as a table and a picture (METHODS S20).
 
-Modes are clusters of the embedded normal windows of the train part. The filled-in table is what ``anomaly train --verdicts``
-reads.
+Modes are clusters of the embedded normal windows of the train part. What is drawn from are the small columns of a features
+file, ``anomaly extract``'s or one of our own. The filled-in table is what ``anomaly train --verdicts`` reads.
 """
 
 from __future__ import annotations
@@ -9,65 +9,37 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alerts.export import safe_cell
 from anomaly.data.reading.verdicts import read_verdicts
-from anomaly.data.store import WindowBlock, WindowStore
-from anomaly.data.windows import cut_windows
-from anomaly.errors import Fault, InputRefused, UsageError
-from anomaly.files import atomic_path
-from anomaly.fitting import PreparedWindows, Progress, Repeated, silent
+from anomaly.data.store import WindowStore
+from anomaly.data.store_beside import OpenStore
+from anomaly.data.store_features import Features
+from anomaly.errors import Fault, InputRefused, Unavailable, UsageError
+from anomaly.files import TEMPORARY, atomic_path, sweep
+from anomaly.fitting import Progress, silent
 from anomaly.model import AnomalyModel
-from anomaly.scores.sampling import Drawn, StratifiedSample
-from anomaly.scores.window_scores import (
-    SCORES,
-    WEIGHTS,
-    Limits,
-    ModeStability,
-    composite,
-    energy,
-    filled_radius,
-    novelty,
-)
-
-if TYPE_CHECKING:
-    from anomaly.embeddings.space import Space
+from anomaly.scores.sampling import StratifiedSample
+from anomaly.scores.window_scores import SCORES, WEIGHTS, Limits, composite
+from pipelines.extract import ExtractOptions, extract
+from pipelines.sample_draw import FIGURES, Candidates, Draw, draw, first_rows
+from pipelines.stopping import Stopped
 
 COLUMNS = (
     "asset", "start", "end", "mode", "mode_share", "stability", "cosine", "novelty", "energy", "weight",
     "probability_rank", "draw_order", "verdict",
 )  # fmt: skip
 TABLE, SHEET, LIMITS = "samples.csv", "contact_sheet.png", "limits.json"
-#: Windows that stability looks back over, this one included.
-RECENT = 20
-_SIZE = 2048
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Every window that could be drawn, in store order, a few numbers each.
-
-    ``row (n,)`` int64 the number of its first row over all assets, unique; ``mode (n,)`` int32; ``recent``, ``cosine``,
-    ``novelty``, ``energy (n,)`` float32.
-    """
-
-    row: NDArray[np.int64]
-    mode: NDArray[np.int32]
-    recent: NDArray[np.float32]
-    cosine: NDArray[np.float32]
-    novelty: NDArray[np.float32]
-    energy: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.row)
 
 
 @dataclass(frozen=True)
@@ -130,37 +102,38 @@ def sample(
     clusters: int | None = None,
     limits: Path | None = None,
     overlapping: bool = False,
+    features: Path | None = None,
 ) -> Sampled:
     """Draw ``k`` windows of each mode from ``part`` of a store (None: all of it) and write table, picture and limits to ``out``.
 
     ``weights`` are those of stability (share of recent windows), novelty and energy; ``clusters`` None lets the modes be
     counted; ``limits`` are those of an earlier draw, to be comparable with it. Windows share no row, unless they may be
-    ``overlapping``: neighbours would be labelled again and again.
+    ``overlapping``: neighbours would be labelled again and again. ``features`` is the store's features file; None makes
+    one for the time being, beside ``out``.
 
     Raises InputRefused E3301 where no window can be drawn, E3302 without a normal one to learn modes from, E3402 for a store
-    that does not fit the model; UsageError E2002 for values that cannot be followed, E2003 where ``out`` holds verdicts.
+    that does not fit the model or features of another store or model, and as ``Features.open``; UsageError E2001 for
+    features without modes, E2002 for values that cannot be followed, E2003 where ``out`` holds verdicts; Unavailable
+    E5002 for a full disk.
     """
     _check(k, temperature, weights)
     _spare_verdicts(out / TABLE)
+    if features is not None and clusters is not None:
+        raise UsageError(Fault("E2002", "clusters: none beside features, which have their modes", clusters))
     given = None if limits is None else read_limits(limits)
-    with WindowStore.open(store_path, expect=model.contract) as store:
-        if store.lookback != model.lookback:
-            raise InputRefused(
-                Fault("E3402", f"windows of {model.lookback} rows", store.lookback, file=str(store_path))
-            )
-        windows = PreparedWindows(store, model.preparer, model.vocabulary, model.settings.training)
-        progress("space", 0, 1)
-        space = fit_space(model, windows, clusters, seed)
-        progress("space", 1, 1)
-        measured = measure(store, model, windows, space, part, progress, overlapping)
-        used = given or Limits().fit([_scores(measured)])
-        total = composite(used.scale(_scores(measured)), weights)
-        drawn = _draw(measured, total.score, k, temperature, seed)
-        found = _described(store, measured, total.score, drawn)
+    with (
+        _open(store_path, model, part) as store,
+        _features(store, model, out, clusters, seed, features, progress) as held,
+    ):
+        candidates = Candidates(store, held, part, overlapping=overlapping, progress=progress)
+        if next(candidates.blocks(), None) is None:
+            raise _no_window(store)
+        used = given or Limits().fit(block.scores() for block in candidates.blocks())
+        made = draw(candidates, used, weights, k, temperature, seed)
+        found = _described(store, made)
         _write(out, store, model, found, used)
-    modes, counts = np.unique(measured.mode, return_counts=True)
-    table = dict(zip(modes.tolist(), counts.tolist(), strict=True))
-    return Sampled(out, out / TABLE, out / SHEET, len(measured), table, found, tuple(filter(None, [total.warning])))
+    notices = tuple(filter(None, [_whose_modes(model, clusters), made.warning]))
+    return Sampled(out, out / TABLE, out / SHEET, sum(made.modes.values()), made.modes, found, notices)
 
 
 def _check(k: int, temperature: float, weights: Sequence[float]) -> None:
@@ -179,113 +152,101 @@ def _spare_verdicts(table: Path) -> None:
         raise UsageError(Fault("E2003", "a table without verdicts", f"{filled} verdicts", hint, str(table)))
 
 
-def fit_space(model: AnomalyModel, windows: PreparedWindows, clusters: int | None, seed: int) -> Space:
-    """Modes of the embedded normal windows of the train part; raises InputRefused E3302 where there is none."""
-    from anomaly.embeddings.space import Space
-
-    if next(windows.blocks("train"), None) is None:
-        raise InputRefused(Fault("E3302", "normal windows in the train part", "none", "give a longer log"))
-    embedded = Repeated(lambda: (model.encoder.embed(block.values) for block in windows.blocks("train")))
+def _open(path: Path, model: AnomalyModel, part: str | None) -> WindowStore:
+    """The store, which fits the model and has a window in ``part``; blocks are checked by their checksums as they are read."""
+    store = WindowStore.open(path, expect=model.contract, verify=False)
     try:
-        return Space.fit(embedded, clusters=clusters, seed=seed)
-    except ValueError as error:
-        raise UsageError(Fault("E2002", "a number of modes that the windows can have", error)) from error
+        if store.lookback != model.lookback:
+            raise InputRefused(Fault("E3402", f"windows of {model.lookback} rows", store.lookback, file=str(path)))
+        if not any(high > low for low, high, _ in store.window_spans(part)):
+            raise _no_window(store)
+    except InputRefused:
+        store.close()
+        raise
+    return store
 
 
-def measure(
+def _no_window(store: WindowStore) -> InputRefused:
+    hint = "shorten the lookback, or sample another part"
+    return InputRefused(Fault("E3301", f"a complete window of {store.lookback} rows", "none", hint, str(store.path)))
+
+
+def _whose_modes(model: AnomalyModel, clusters: int | None) -> str:
+    """What to know where modes were asked for that the model has already."""
+    own = model.ensemble.space
+    if own is None or clusters in (None, own.clusters):
+        return ""
+    return f"the modes are the {own.clusters} that the model has; {clusters} were asked for"
+
+
+@contextmanager
+def _features(
     store: WindowStore,
     model: AnomalyModel,
-    windows: PreparedWindows,
-    space: Space,
-    part: str | None,
-    progress: Progress = silent,
-    overlapping: bool = False,
-) -> Measured:
-    """The windows of ``part`` that may be drawn, read once, block by block; 28 bytes of each are kept.
-
-    Without ``overlapping`` each begins after the one before it. Raises InputRefused E3301 where there is none.
-    """
-    radius, first = filled_radius(space.kmeans.radius_), _first_rows(store)
-    balance = tag_weights(model)
-    stability, total, kept, done = ModeStability(RECENT), store.n_part_rows(part), [], 0
-    blocks = store.window_blocks(part, size=_SIZE, prepare=windows.prepare)
-    for block in blocks if overlapping else _apart(blocks, store.lookback):
-        placed = space.place(model.encoder.embed(block.values))
-        kept.append(
-            (
-                first[block.asset] + block.starts,
-                placed.ids.astype(np.int32),
-                stability.add(block.asset, placed.ids).astype(np.float32),
-                placed.cosine.astype(np.float32),
-                novelty(placed.distance, radius[placed.ids]).astype(np.float32),
-                energy(_raw(store, block), balance).astype(np.float32),
-            )
-        )
-        done += len(block) * (store.stride if overlapping else store.lookback)
-        progress("measure", min(done, total), total)
-    if not kept:
-        hint = "shorten the lookback, or sample another part"
-        raise InputRefused(Fault("E3301", f"a complete window of {store.lookback} rows", "none", hint, str(store.path)))
-    progress("measure", total, total)
-    return Measured(*(np.concatenate(column) for column in zip(*kept, strict=True)))
+    out: Path,
+    clusters: int | None,
+    seed: int,
+    given: Path | None,
+    progress: Progress,
+) -> Iterator[Features]:
+    """The features file of the store, or one that is made beside ``out`` and removed afterwards."""
+    if given is not None:
+        with Features.open(given) as features:
+            _check_features(store, model, features)
+            yield features
+        return
+    with _beside(out) as folder:
+        made = folder / "features.h5"
+        try:
+            extract(store.path, model, made, ExtractOptions(reduce=0, clusters=clusters, seed=seed), progress)
+        except Stopped as stopped:
+            raise Stopped(stopped.number, "nothing was drawn; run the same command again") from None
+        with Features.open(made) as features:
+            yield features
 
 
-def _apart(blocks: Iterator[WindowBlock], lookback: int) -> Iterator[WindowBlock]:
-    """Only windows that begin after the last one that was kept of their asset ends."""
-    asset, free = "", 0
-    for block in blocks:
-        asset, free = block.asset, free if block.asset == asset else 0
-        kept, at = [], int(np.searchsorted(block.starts, free))
-        while at < len(block):
-            kept.append(at)
-            free = int(block.starts[at]) + lookback
-            at = int(np.searchsorted(block.starts, free))
-        if kept:
-            yield block.take(np.array(kept))
+def _check_features(store: WindowStore, model: AnomalyModel, features: Features) -> None:
+    """Raises InputRefused E3402 for features of another store or model."""
+    try:
+        own = dict(json.loads(features.attributes["identity"]))
+    except (KeyError, ValueError, TypeError):
+        own = {}
+    wanted = {"store": OpenStore(store).identity(), "model": model.digest or model.contract.fingerprint()}
+    for name, value in wanted.items():
+        if own.get(name) != value:
+            hint = "extract this store with this model, or leave --features out"
+            expected, found = f"features of the {name} {value}", own.get(name, "unknown")
+            raise InputRefused(Fault("E3402", expected, found, hint, str(features.path)))
 
 
-def tag_weights(model: AnomalyModel) -> NDArray[np.float64]:
-    """Channel weights of the energy, ``(C,)``: one over each tag's mean square in normal rows, so that units do not decide."""
-    square: NDArray[np.float64] = model.preparer.center_**2 + model.preparer.scale_**2
-    return 1 / square
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out``, removed in the end; those that killed runs left are swept."""
+    target = out.resolve()
+    folder = target.parent / f".{target.name}{TEMPORARY}{uuid.uuid4().hex[:8]}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, target.name)
+        folder.mkdir()
+    except OSError as error:
+        raise Unavailable(
+            Fault("E5002", "a writable disk with room", error.strerror or error, file=str(out))
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _raw(store: WindowStore, block: WindowBlock) -> NDArray[np.float32]:
-    """The windows of a prepared block as they were measured, ``(B, T, C)``."""
-    low = int(block.starts[0])
-    rows = store.rows(block.asset, low, int(block.starts[-1]) + store.lookback)
-    return cut_windows(rows.values, block.starts - low, store.lookback)
-
-
-def _first_rows(store: WindowStore) -> dict[str, int]:
-    """How many rows lie before each asset's own, in store order."""
-    before = np.cumsum([0, *(store.n_rows(asset) for asset in store.assets)]).tolist()
-    return dict(zip(store.assets, before, strict=False))
-
-
-def _scores(measured: Measured) -> NDArray[np.float32]:
-    return np.column_stack((measured.recent, measured.novelty, measured.energy))
-
-
-def _draw(measured: Measured, weight: NDArray[np.float64], k: int, temperature: float, seed: int) -> Drawn:
-    """The draw, with each window's position in ``measured`` as its column."""
-    chosen = StratifiedSample(k, temperature, seed)
-    chosen.add(measured.mode, weight, measured.row, np.arange(len(measured)))
-    return chosen.drawn()
-
-
-def _described(
-    store: WindowStore, measured: Measured, weight: NDArray[np.float64], drawn: Drawn
-) -> list[SampledWindow]:
+def _described(store: WindowStore, made: Draw) -> list[SampledWindow]:
     """The drawn windows with their times and figures, modes in order."""
-    first, found = _first_rows(store), []
-    ranked = {mode: np.sort(weight[measured.mode == mode]) for mode in np.unique(drawn.ids).tolist()}
-    starts = np.array([first[asset] for asset in store.assets])
-    for at, order in zip(drawn.columns[0].tolist(), drawn.order.tolist(), strict=True):
-        asset = store.assets[int(np.searchsorted(starts, measured.row[at], side="right")) - 1]
-        row = int(measured.row[at]) - first[asset]
+    first, drawn, found = first_rows(store), made.drawn, []
+    total = sum(made.modes.values())
+    for number, over_all in enumerate(drawn.rows.tolist()):
+        owner = int(np.searchsorted(first, over_all, side="right")) - 1
+        asset, row, mode = store.assets[owner], over_all - int(first[owner]), int(drawn.ids[number])
         time = store.rows(asset, row, row + store.lookback).time
-        mode = int(measured.mode[at])
+        figures = {name: float(column[number]) for name, column in zip(FIGURES, drawn.columns, strict=True)}
         found.append(
             SampledWindow(
                 asset=asset,
@@ -293,14 +254,11 @@ def _described(
                 start_us=int(time[0]),
                 end_us=int(time[-1]) + store.period_us,
                 mode=mode,
-                mode_share=len(ranked[mode]) / len(measured),
-                stability=float(measured.recent[at]),
-                cosine=float(measured.cosine[at]),
-                novelty=float(measured.novelty[at]),
-                energy=float(measured.energy[at]),
-                weight=float(weight[at]),
-                probability_rank=len(ranked[mode]) - int(np.searchsorted(ranked[mode], weight[at], side="right")) + 1,
-                draw_order=order,
+                mode_share=made.modes[mode] / total,
+                weight=float(drawn.weights[number]),
+                probability_rank=int(made.rank[number]),
+                draw_order=int(drawn.order[number]),
+                **figures,
             )
         )
     return found

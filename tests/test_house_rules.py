@@ -19,7 +19,7 @@ EVERYTHING = sorted(
         *(p for folder in (*PACKAGES, "benchmarks", "docs", "tests", "notebooks", ".ci", ".github")
           for p in (ROOT / folder).rglob("*")),
     ]
-    if path.is_file() and path.suffix not in (".pyc", ".png", ".woff2") and path.name != "uv.lock"
+    if path.is_file() and path.suffix not in (".pyc", ".nbc", ".nbi", ".png", ".woff2") and path.name != "uv.lock"
 )  # fmt: skip
 
 MOST_LINES, MOST_FUNCTION_LINES, LONGEST_WITHOUT_DOCSTRING = 450, 60, 6

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.compiled import walking
 from anomaly.data.reservoir import Reservoir
 from anomaly.detectors.base import Detector, Encoded, occlusion_shares
 from anomaly.detectors.density import scaled_sample
@@ -71,9 +72,13 @@ def path_lengths(
     level by level, with as many rows as stay in the cache.
     """
     trees, places = features.shape
+    total = np.empty(len(points))
+    walk = walking()
+    if walk is not None and points.dtype == np.float32:
+        walk(np.ascontiguousarray(points), features, limits, lengths, (places + 1).bit_length() - 1, total)
+        return total
     first, first_leaf = np.arange(trees) * places, np.arange(trees) * (places + 1) - places
     flat_features, flat_limits, flat_lengths = features.ravel().astype(np.int64), limits.ravel(), lengths.ravel()
-    total = np.empty(len(points))
     for low in range(0, len(points), _WALKED):
         part = np.ascontiguousarray(points[low : low + _WALKED])
         values, base = part.ravel(), (np.arange(len(part)) * part.shape[1])[:, None]

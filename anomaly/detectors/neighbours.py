@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.compiled import ranking
 from anomaly.parallel import at_once, cores
 
 #: Bytes of one tile of products: near to a cache, far below what a machine could hold.
@@ -153,7 +154,13 @@ class _Search(NamedTuple):
         own, bank = self.points[part], self.bank
         rows = np.concatenate((own - self.ranked.centre, np.ones((len(own), 1), own.dtype)), axis=1)
         table = self.ranked.table
-        found = smallest(np.matmul(rows, table, out=_scratch(len(own), table.shape[1], rows.dtype)), self._searched())
+        products = np.matmul(rows, table, out=_scratch(len(own), table.shape[1], rows.dtype))
+        rank = ranking()
+        if rank is not None and bank.dtype == own.dtype == np.float32:
+            first = part.start if self.leave_out_self else -1
+            rank(products, own, bank, self._searched(), first, self.distances[part], self.positions[part])
+            return
+        found = smallest(products, self._searched())
         apart = own[:, None] - bank[found]
         exact = np.einsum("nkd,nkd->nk", apart, apart, dtype=np.float64)
         if self.leave_out_self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,16 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import alerts
 from alerts.database import Database
-from alerts.store import AlertStore
+from alerts.episodes import Episode
+from alerts.findings import Finding, record_findings
+from alerts.store import AlertStore, BatchRecord
 from alerts.tables import SCHEMA_VERSION, metadata
 
 MIGRATIONS = Path(alerts.__file__).parent / "migrations"
@@ -32,7 +36,7 @@ def test_migrations_give_the_described_tables(tmp_path):
         assert compare_metadata(context, metadata) == []
         uniques = sa.inspect(connection).get_unique_constraints("alerts")
         keys = sa.inspect(connection).get_foreign_keys("alerts")
-    assert [u["column_names"] for u in uniques] == [["asset", "model", "start_us"]]
+    assert [u["column_names"] for u in uniques] == [["asset", "model", "kind", "cause", "start_us"]]
     assert [k["referred_table"] for k in keys] == ["batches"]
 
 
@@ -75,3 +79,59 @@ def test_tables_are_valid_for_postgresql(table):
     for column in table.c:
         if column.name.endswith("_us") or column.name.endswith("_at"):
             assert isinstance(column.type, sa.BigInteger)  # microseconds do not fit 32 bits
+
+
+def test_alerts_of_the_release_before_keep_number_and_state(tmp_path):
+    path, config = tmp_path / "alerts.db", Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with Database(path).writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+        connection.execute(sa.text("INSERT INTO batches VALUES (1, 'a', 'm', 'n', 'f', 9, 0, 9, 9, 0, 0, '', 0)"))
+        row = "'A', 'm', 'n', {0}, 2, 3, 4.0, 3.0, 5, NULL, '[]', 'new', 1, 0, '{{}}'"
+        for number in (3, 7, 9):
+            connection.execute(sa.text(f"INSERT INTO alerts VALUES ({number}, {row.format(number)})"))  # noqa: S608
+        connection.execute(sa.text("DELETE FROM alerts WHERE id = 9"))
+    first, second = AlertStore(path).alerts()
+    assert [(a.id, a.start_us, a.state, a.version, a.kind, a.priority) for a in (second, first)] == [
+        (3, 3, "new", 1, "anomaly", 3), (7, 7, "new", 1, "anomaly", 3),
+    ]  # fmt: skip
+    with Database(path).writing() as connection:
+        connection.execute(sa.text(
+            "INSERT INTO alerts (asset, model, model_name, start_us, peak_us, end_us, peak_score, threshold, rows, top_tags, "
+            "state, created_at) VALUES ('B', 'm', 'n', 1, 2, 3, 4.0, 3.0, 5, '[]', 'new', 0)"
+        ))  # fmt: skip
+    assert [a.id for a in AlertStore(path).alerts(asset="B")] == [10], "9 was given before"
+
+
+def test_going_back_keeps_anomalies_and_drops_what_the_older_release_does_not_know(tmp_path):
+    path, config = tmp_path / "alerts.db", Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    record = BatchRecord("a", "m", "n", "f", 1, {}, {"A": (0, 100)})
+    AlertStore(path).record_batch(record, [Episode("A", 1, 1, 2, 5.0, 3.0, 1)])
+    record_findings(Database(path), [Finding("gap", "A", "T", 1, 2)])
+    with Database(path).writing() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+        assert connection.execute(sa.text("SELECT id, asset, state FROM alerts")).all() == [(1, "A", "new")]
+    assert [a.kind for a in AlertStore(path).alerts()] == ["anomaly"]
+
+
+def test_the_migrations_can_be_written_for_postgresql():
+    script = io.StringIO()
+    context = MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": script})
+    with Operations.context(context):
+        for revision in reversed(list(ScriptDirectory(str(MIGRATIONS)).walk_revisions())):
+            revision.module.upgrade()
+    sql = script.getvalue()
+    assert sql.count("CREATE TABLE") == len(metadata.tables)
+    assert sql.count("CREATE TRIGGER") == 2
+    assert "AUTOINCREMENT" not in sql
+
+
+def test_the_indexes_are_those_described(tmp_path):
+    """``compare_metadata`` does not see the order of an index's columns."""
+    with Database(tmp_path / "alerts.db").writing() as connection:
+        for table in metadata.sorted_tables:
+            held = {i["name"]: i["column_names"] for i in sa.inspect(connection).get_indexes(table.name)}
+            assert held == {i.name: [c.name for c in i.columns] for i in table.indexes}

@@ -78,6 +78,7 @@ def test_a_batch_comes_back_as_ledger_entry_coverage_and_alerts(store):
         state="new",
         first_batch=1,
         created_at=found.created_at,
+        priority=1,
     )
     assert store.alert(1) == found
     dump = store.dump()

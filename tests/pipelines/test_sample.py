@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,26 +19,26 @@ from small_plant import SMALL, chunk_of, contract_of, small_frame
 from anomaly.config import FineTuningSettings
 from anomaly.data.reading.verdicts import read_verdicts
 from anomaly.data.store import WindowStore, create_store
+from anomaly.data.store_features import Features
+from anomaly.embeddings.space import Space
 from anomaly.encoders.fine_tuning import verdict_labels
 from anomaly.errors import InputRefused, UsageError
 from anomaly.fitting import Fitted, PreparedWindows, fit_model
 from anomaly.model import AnomalyModel
 from anomaly.scores.window_scores import energy, filled_radius
 from pipelines.contact_sheet import MOST, Panel, panels, shown_windows, write_sheet
+from pipelines.extract import ExtractOptions, energy_weights, extract
 from pipelines.sample import (
     COLUMNS,
     LIMITS,
     Sampled,
     SampledWindow,
-    _raw,
-    fit_space,
     iso,
-    measure,
     read_limits,
     sample,
     table_text,
-    tag_weights,
 )
+from pipelines.stopping import Stopped
 
 WINDOW = SampledWindow("P-1", 3, 0, 60_000_000, 0, 0.5, 1.0, -0.25, 2.0, 3.0, 1.5, 1, 1)
 
@@ -49,6 +51,14 @@ def model(fitted: Fitted) -> AnomalyModel:
 @pytest.fixture(scope="module")
 def done(store_path: Path, model: AnomalyModel, tmp_path_factory: pytest.TempPathFactory) -> Sampled:
     return sample(store_path, model, 4, 0.5, tmp_path_factory.mktemp("drawn") / "samples", clusters=3)
+
+
+@pytest.fixture(scope="module")
+def features_path(store_path: Path, model: AnomalyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The extraction that a draw makes of its own."""
+    path = tmp_path_factory.mktemp("features") / "features.h5"
+    extract(store_path, model, path, ExtractOptions(reduce=0, clusters=3))
+    return path
 
 
 @pytest.fixture
@@ -82,11 +92,16 @@ def test_s20_rows_map_back_to_the_log(done: Sampled, store: WindowStore):
         assert pd.Timestamp(row["end"]) == pd.Timestamp(int(time[-1]) + 60_000_000, unit="us", tz="UTC")
 
 
-def test_s15_to_s18_the_figures_are_those_of_the_windows(done: Sampled, store: WindowStore, model: AnomalyModel):
+def test_s15_to_s18_the_figures_are_those_of_the_windows(
+    done: Sampled, store: WindowStore, model: AnomalyModel, features_path: Path
+):
+    with Features.open(features_path) as features:
+        space = Space.from_state(*features.kept("space"))
+        ids, starts = features.column("cluster_id")[:], features.column("metadata/start")[:]
+    assert space.pca is None and space.clusters == 3
     windows = PreparedWindows(store, model.preparer, model.vocabulary, model.settings.training)
-    space = fit_space(model, windows, 3, 7)
     [asset] = store.assets
-    radius, weights = filled_radius(space.kmeans.radius_), tag_weights(model)
+    radius, weights = filled_radius(space.kmeans.radius_), energy_weights(model)
     for window in done.drawn:
         rows = store.rows(asset, window.start_row, window.start_row + store.lookback)
         prepared, usable = windows.prepare(rows.values, rows.age, rows.categories)
@@ -96,16 +111,100 @@ def test_s15_to_s18_the_figures_are_those_of_the_windows(done: Sampled, store: W
         assert window.novelty == pytest.approx(placed.distance[0] / radius[placed.ids[0]], rel=1e-3)
         assert window.cosine == pytest.approx(placed.cosine[0], abs=1e-3)
         assert window.energy == pytest.approx(energy(rows.values[None], weights)[0], rel=1e-5)
-    measured = measure(store, model, windows, space, None)
-    assert len(measured) == done.windows and len(np.unique(measured.row)) == len(measured)
-    assert measured.recent.min() > 0 and measured.recent.max() == 1
-    starts = np.sort(measured.row)
-    assert np.diff(starts).min() >= store.lookback, "no row is labelled twice"
-    every = measure(store, model, windows, space, None, overlapping=True)
-    assert len(every) > 5 * len(measured) and set(measured.row) <= set(every.row)
-    assert len(every) == sum(len(b) for b in store.window_blocks(prepare=windows.prepare))
-    usual = np.median(measured.energy)
-    assert 0.3 < usual < 3, "tags are weighed so that a usual window has an energy near 1"
+        at = int(np.searchsorted(starts, window.start_row))
+        recent = ids[max(at - 19, 0) : at + 1]
+        assert window.stability == pytest.approx((recent == window.mode).mean(), rel=1e-6), "of neighbouring windows"
+    usual = np.median([w.energy for w in done.drawn])
+    assert 0.3 < usual < 5, "tags are weighed so that a usual window has an energy near 1"
+
+
+def test_s20_a_draw_from_an_extraction_is_the_draw_that_makes_its_own(
+    done: Sampled, store_path: Path, model: AnomalyModel, features_path: Path, tmp_path: Path, monkeypatch
+):
+    def no_reading(self, *args):
+        raise AssertionError("raw windows were read again")
+
+    monkeypatch.setattr(WindowStore, "raw_blocks", no_reading)
+    monkeypatch.setattr(WindowStore, "window_blocks", no_reading)
+    again = sample(store_path, model, 4, 0.5, tmp_path / "again", features=features_path)
+    for name in ("samples.csv", "contact_sheet.png", LIMITS):
+        assert (again.out / name).read_bytes() == (done.out / name).read_bytes()
+    assert again.windows == done.windows and again.modes == done.modes
+
+
+def test_features_that_do_not_fit_are_refused(
+    store_path: Path, model: AnomalyModel, features_path: Path, tmp_path: Path
+):
+    def refused(kind: type[Exception], said: str, path: Path, **changed) -> None:
+        with pytest.raises(kind, match=said):
+            sample(store_path, model, out=tmp_path / "out", features=path, **changed)
+        assert not (tmp_path / "out").exists()
+
+    for name in ("store", "model"):
+        other = tmp_path / f"{name}.h5"
+        shutil.copyfile(features_path, other)
+        with h5py.File(other, "r+") as file:
+            file.attrs["identity"] = json.dumps(json.loads(file.attrs["identity"]) | {name: "another"})
+        refused(InputRefused, f"E3402.*features of the {name}", other)
+    with h5py.File(other, "r+") as file:
+        del file.attrs["identity"]
+    refused(InputRefused, "E3402.*unknown", other)
+    extract(store_path, model, tmp_path / "bare.h5", ExtractOptions(features_only=True))
+    refused(UsageError, "E2001.*without --features-only", tmp_path / "bare.h5")
+    refused(UsageError, "E2002.*clusters", features_path, clusters=3)
+    refused(InputRefused, "E3001", tmp_path / "none.h5")
+    refused(InputRefused, "E3007", store_path)
+
+
+def test_the_extraction_of_a_draw_is_removed_also_after_an_error(
+    store_path: Path, model: AnomalyModel, tmp_path: Path, monkeypatch
+):
+    import pipelines.sample as job
+
+    left = tmp_path / ".out.anomaly-tmp-0badcafe"
+    left.mkdir()
+    (left / "features.h5").write_text("of a run that was killed")
+    seen = list[Path]()
+
+    def failing(store, made, limits, *rest):
+        seen.extend(tmp_path.glob(".out*/*.h5"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "draw", failing)
+    with pytest.raises(KeyboardInterrupt):
+        sample(store_path, model, out=tmp_path / "out", clusters=3)
+    assert [p.name for p in seen] == ["features.h5"]
+    assert list(tmp_path.iterdir()) == []
+
+    def stopped(*args):
+        raise Stopped(15, "go on with --resume")
+
+    monkeypatch.setattr(job, "extract", stopped)
+    with pytest.raises(Stopped, match="run the same command again"):
+        sample(store_path, model, out=tmp_path / "out", clusters=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_modes_that_the_model_has_already_are_told(
+    store_path: Path, model: AnomalyModel, features_path: Path, tmp_path: Path, monkeypatch
+):
+    with Features.open(features_path) as features:
+        monkeypatch.setattr(model.ensemble, "space", Space.from_state(*features.kept("space")))
+    monkeypatch.setattr(model.ensemble, "levels_", np.repeat(model.ensemble.levels_, 3, axis=0))
+    drawn = sample(store_path, model, 1, out=tmp_path / "out", clusters=5)
+    assert len(drawn.modes) == 3 and "the 3 that the model has; 5 were asked for" in drawn.notices[0]
+    assert sample(store_path, model, 1, out=tmp_path / "out", clusters=3).notices == ()
+
+
+def test_a_part_without_a_window_is_refused_before_anything_is_read(model: AnomalyModel, tmp_path: Path):
+    frame = small_frame(600).assign(label=0)  # nothing that the ends of parts would move to
+    frame.loc[595:, "time"] += pd.Timedelta("1h")
+    split = replace(SMALL.split, train=0.7, validation=0.295, test=0.005)
+    with create_store(tmp_path / "few.h5", contract_of(frame), SMALL.window, split) as writer:
+        writer.append(chunk_of(frame))
+    with pytest.raises(InputRefused, match=r"E3301.*another part"):
+        sample(tmp_path / "few.h5", model, out=tmp_path / "out", part="test")
+    assert [p.name for p in tmp_path.iterdir()] == ["few.h5"]
 
 
 def test_s18_limits_are_saved_and_make_a_later_draw_comparable(
@@ -239,8 +338,3 @@ def test_panels_show_the_most_unusual_tags_in_units_of_their_normal_range(store:
         panel.lines[:, 0], (values[:, first] - low[first]) / (high[first] - low[first]), rtol=1e-5
     )
     assert panel.lines[:, 0].max() > 1, "outside the grey band"
-
-
-def test_raw_windows_are_those_of_the_store(store: WindowStore):
-    plain = next(store.window_blocks("test"))
-    np.testing.assert_array_equal(_raw(store, plain), plain.values)

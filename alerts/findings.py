@@ -1,0 +1,159 @@
+"""Alerts that no episode of scores makes: findings on the data or the service, one per cause, and the parents of floods."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from alerts import tables
+from alerts.alert import Alert, alert_of
+from alerts.changes import enqueue_alert
+from alerts.database import Database
+from alerts.grouping import Flood, FloodRules, floods
+from alerts.states import ANOMALY, FLOOD, NEW, OPEN, QUALITY_KINDS
+from alerts.texts import checked_text, search_text
+from alerts.workflow import Clock, clock_us
+from anomaly.errors import Fault, UsageError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with the data or the service, apart from anomalies of the process.
+
+    ``kind``: flat_line, gap, unit, swap, no_data, stale_scorer or unscorable. ``cause``: the tag or source, "" for the whole
+    asset. ``[start_us, end_us]`` in UTC microseconds. ``reasons``: what else is known, as JSON text.
+    """
+
+    kind: str
+    asset: str
+    cause: str
+    start_us: int
+    end_us: int
+    priority: int = 2
+    reasons: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in QUALITY_KINDS:
+            raise UsageError(Fault("E2001", f"a kind of finding: {', '.join(QUALITY_KINDS)}", self.kind))
+        if self.end_us < self.start_us or self.priority not in (1, 2, 3):
+            raise ValueError(f"finding: expected start <= end and a priority of 1 to 3, got {self}")
+        for name, text in (("an asset", self.asset), ("a cause", self.cause)):
+            checked_text(name, text, 1000, required=False)
+
+
+def record_findings(database: Database, findings: Iterable[Finding], clock: Clock = clock_us) -> list[int]:
+    """Write findings as alerts, one per cause: a finding on a cause that has an open alert extends it, any other is new.
+
+    Gives the number of each one's alert. An extension tells nobody; a new alert writes its message in the same transaction.
+    """
+    with database.writing() as connection:
+        now = clock()
+        return [_record(connection, finding, now) for finding in findings]
+
+
+def _record(connection: sa.Connection, finding: Finding, now: int) -> int:
+    own = tables.alerts.c
+    same = (own.kind == finding.kind, own.asset == finding.asset, own.cause == finding.cause)
+    query = sa.select(tables.alerts).where(*same)
+    held = connection.execute(
+        query.where(sa.or_(own.state.in_(OPEN), own.start_us == finding.start_us)).order_by(own.id.desc()).limit(1)
+    ).first()
+    if held is not None:
+        changed = {"end_us": max(held.end_us, finding.end_us)}
+        connection.execute(sa.update(tables.alerts).where(own.id == held.id).values(**changed))
+        return int(held.id)
+    tags = [[finding.cause, 1.0]] if finding.cause else []
+    return _insert(connection, finding.kind, finding.asset, finding.cause, finding.start_us, finding.end_us,
+                   finding.priority, now, tags=tags, reasons=finding.reasons, action=NEW).id  # fmt: skip
+
+
+def group_floods(
+    database: Database, since_us: int, rules: FloodRules | None = None, clock: Clock = clock_us
+) -> list[int]:  # fmt: skip
+    """Put the anomalies of a flood under one parent alert per asset and flood; the numbers of parents that changed.
+
+    Looks at anomalies that start at or after ``since_us``; a flood that an earlier call found is carried on, its parent's rows
+    being the count of its members. Calling it again changes nothing. Members keep their state and stay in the tables.
+    """
+    rules, own = rules or FloodRules(), tables.alerts.c
+    condition = sa.and_(own.kind == ANOMALY, own.start_us >= since_us - rules.window_us)
+    query = sa.select(tables.alerts).where(condition).order_by(own.asset, own.start_us, own.id)
+    with database.reading() as connection:
+        if connection is None or not _floods_by_asset(connection, query, rules, fresh=True):
+            return []
+    with database.writing() as connection:
+        found = _floods_by_asset(connection, query, rules, fresh=True)
+        return [_parent(connection, members, flood, clock()) for members, flood in found]
+
+
+def _floods_by_asset(
+    connection: sa.Connection, query: sa.Select[Any], rules: FloodRules, *, fresh: bool
+) -> list[tuple[list[Alert], Flood]]:
+    """Floods, with their members; with ``fresh`` only those with a member that has no parent yet."""
+    by_asset: dict[str, list[Alert]] = {}
+    for row in connection.execute(query):
+        by_asset.setdefault(row.asset, []).append(alert_of(row))
+    found = []
+    for own in by_asset.values():
+        for flood in floods([a.start_us for a in own], rules):
+            members = own[flood.first : flood.last + 1]
+            if not fresh or any(a.parent_id is None for a in members):
+                found.append((members, flood))
+    return found
+
+
+def _parent(connection: sa.Connection, members: Sequence[Alert], flood: Flood, now: int) -> int:
+    own = tables.alerts.c
+    known = next((a.parent_id for a in members if a.parent_id is not None), None)
+    end = max(a.end_us for a in members)
+    urgent = min(a.priority for a in members)
+    if known is None:
+        first = members[0]
+        known = _insert(connection, FLOOD, first.asset, "", first.start_us, end, urgent, now, tags=_tags(members),
+                        rows=flood.count, peak=max(a.peak_score for a in members), threshold=first.threshold,
+                        model=first.model, model_name=first.model_name, action=FLOOD).id  # fmt: skip
+    else:
+        tags = _tags(members)
+        search = search_text(members[0].asset, "", (str(tag) for tag, _ in tags))
+        changed = {"end_us": end, "priority": urgent, "top_tags": json.dumps(tags), "search": search}
+        connection.execute(sa.update(tables.alerts).where(own.id == known).values(**changed))
+    ids = [a.id for a in members if a.parent_id is None]
+    for k in range(0, len(ids), 500):
+        connection.execute(sa.update(tables.alerts).where(own.id.in_(ids[k : k + 500])).values(parent_id=known))
+    count = sa.select(sa.func.count()).where(own.parent_id == known)
+    connection.execute(
+        sa.update(tables.alerts).where(own.id == known).values(rows=connection.execute(count).scalar_one())
+    )
+    return int(known)
+
+
+def _tags(members: Sequence[Alert], most: int = 3) -> list[list[Any]]:
+    """The tags that the members share most, as parts of the whole."""
+    sums: dict[str, float] = {}
+    for alert in members:
+        for tag, share in alert.top_tags:
+            sums[tag] = sums.get(tag, 0.0) + share
+    total = sum(sums.values())
+    ordered = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return [[tag, value / total] for tag, value in ordered if total > 0]
+
+
+def _insert(
+    connection: sa.Connection, kind: str, asset: str, cause: str, start: int, end: int, urgent: int, now: int, *,
+    tags: list[list[Any]], action: str, rows: int = 1, peak: float = 0.0, threshold: float = 0.0, reasons: str = "",
+    model: str = "", model_name: str = "",
+) -> Alert:  # fmt: skip
+    entry = {
+        "asset": asset, "model": model, "model_name": model_name, "start_us": start, "peak_us": start, "end_us": end,
+        "peak_score": peak, "threshold": threshold, "rows": rows, "top_tags": json.dumps(tags), "state": NEW,
+        "created_at": now, "reasons": reasons, "priority": urgent, "kind": kind, "cause": cause,
+        "search": search_text(asset, cause, (str(tag) for tag, _ in tags)),
+    }  # fmt: skip
+    id = connection.execute(sa.insert(tables.alerts).values(**entry).returning(tables.alerts.c.id)).scalar_one()
+    alert = alert_of(connection.execute(sa.select(tables.alerts).where(tables.alerts.c.id == id)).one())
+    enqueue_alert(connection, alert, action, now)
+    return alert

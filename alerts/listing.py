@@ -1,0 +1,131 @@
+"""The query of a page of the alert list: filters, and a cursor instead of an offset: page 2 000 costs what page 1 does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from alerts import tables
+from alerts.states import KINDS, STATES
+from alerts.texts import checked_text
+from anomaly.errors import Fault, UsageError
+
+LARGEST_PAGE = 500
+_CURSOR = re.compile(r"(-?\d{1,18})\.(\d{1,10})", re.ASCII)
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which alerts to list; an empty field keeps all.
+
+    ``since_us, until_us``: alerts that start in ``[since, until)``, UTC microseconds. ``text`` is looked for in asset, cause and
+    top tags, whatever its case. ``parent``: the alerts of one flood; else ``top`` hides what belongs to a
+    flood, which stands for them. Raises UsageError E2001 for a state, kind or priority that does not exist, or a text too long.
+    """
+
+    states: tuple[str, ...] = ()
+    asset: str | None = None
+    priorities: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()
+    assignee: str | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+    text: str = ""
+    parent: int | None = None
+    top: bool = False
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        known: Mapping[str, tuple[tuple[object, ...], tuple[object, ...]]] = {
+            "states": (self.states, tuple(STATES)),
+            "kinds": (self.kinds, KINDS),
+            "priorities": (self.priorities, (1, 2, 3)),
+        }
+        for name, (given, allowed) in known.items():
+            for value in given:
+                if value not in allowed:
+                    raise UsageError(Fault("E2001", f"{name}: any of {', '.join(map(str, allowed))}", value))
+        for name, text in (
+            ("text", self.text),
+            ("asset", self.asset),
+            ("assignee", self.assignee),
+            ("model", self.model),
+        ):
+            checked_text(name, text or "", _LONGEST_TEXT, required=False)
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        """What the table's rows must fulfil, apart from the states."""
+        own = tables.alerts.c
+        equal = ((own.asset, self.asset), (own.assignee, self.assignee), (own.parent_id, self.parent),
+                 (own.model, self.model))  # fmt: skip
+        found: list[sa.ColumnElement[bool]] = [column == wanted for column, wanted in equal if wanted is not None]
+        if self.priorities:
+            found.append(own.priority.in_(self.priorities))
+        if self.kinds:
+            found.append(own.kind.in_(self.kinds))
+        if self.since_us is not None:
+            found.append(own.start_us >= self.since_us)
+        if self.until_us is not None:
+            found.append(own.start_us < self.until_us)
+        if self.top and self.parent is None:
+            found.append(own.parent_id.is_(None))
+        if self.text:
+            found.append(own.search.contains(self.text.casefold(), autoescape=True))
+        return found
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a page ended: the start and number of its last alert.
+
+    >>> Cursor.read(Cursor(1_700_000_000_000_000, 7).text()) == Cursor(1_700_000_000_000_000, 7)
+    True
+    """
+
+    start_us: int
+    id: int
+
+    def text(self) -> str:
+        """As it stands in an address."""
+        return f"{self.start_us}.{self.id}"
+
+    @staticmethod
+    def read(text: str) -> Cursor:
+        """The cursor that ``text`` gave; raises UsageError E2001 where it is not one of ours."""
+        match = _CURSOR.fullmatch(text)
+        if match is None:
+            raise UsageError(Fault("E2001", "a cursor from an earlier page", text))
+        return Cursor(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class PageQueries:
+    """The statements that give one page, newest first: one per state asked for, so that each can walk an index.
+
+    ``size`` rows at most from each; a caller takes the first ``size`` of them all.
+    """
+
+    filters: Filters
+    size: int
+    after: Cursor | None = None
+    columns: tuple[sa.ColumnElement[Any], ...] = field(
+        default=tuple(column for column in tables.alerts.c if column.name not in ("reasons", "search"))
+    )
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= LARGEST_PAGE:
+            raise UsageError(Fault("E2001", f"a page of 1 to {LARGEST_PAGE} alerts", self.size))
+
+    def statements(self) -> list[sa.Select[Any]]:
+        """One more row than the page holds, to know whether another page follows."""
+        own = tables.alerts.c
+        base = sa.select(*self.columns).where(*self.filters.conditions())
+        if self.after is not None:
+            base = base.where(sa.tuple_(own.start_us, own.id) < sa.tuple_(self.after.start_us, self.after.id))
+        base = base.order_by(own.start_us.desc(), own.id.desc()).limit(self.size + 1)
+        return [base.where(own.state == state) for state in dict.fromkeys(self.filters.states)] or [base]
