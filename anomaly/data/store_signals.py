@@ -21,6 +21,8 @@ from anomaly.errors import Fault, InputRefused, UsageError
 #: Windows copied at once.
 _REPACKED = 4096
 _COMPRESSED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+#: A checksum of every chunk would triple the cost of reading; the digest of the file is checked when it is opened.
+_PLAIN = {"fletcher32": False}
 
 
 @contextmanager
@@ -42,7 +44,7 @@ class SignalsWriter:
     """Appends blocks of windows; comes from ``create_signals``."""
 
     def __init__(self, file: h5py.File, compress: bool) -> None:
-        self._file, self._options = file, _COMPRESSED if compress else {}
+        self._file, self._options = file, _COMPRESSED if compress else _PLAIN
 
     def append(
         self,

@@ -404,6 +404,18 @@ def test_a_flipped_byte_is_met_by_a_checksum_and_refused(plant: Plant, tmp_path:
     assert not (tmp_path / "f.h5").exists()
 
 
+def test_a_flipped_byte_of_signals_is_refused_before_anything_is_written(plant: Plant, tmp_path: Path) -> None:
+    with h5py.File(plant.signals) as file:
+        assert not file["signals"].fletcher32
+        offset = file["signals"].id.get_chunk_info(0).byte_offset
+    flipped, blob = tmp_path / "flipped.h5", bytearray(plant.signals.read_bytes())
+    blob[offset + 40] ^= 0x10
+    flipped.write_bytes(blob)
+    with pytest.raises(InputRefused, match="E3006"):
+        extract(flipped, plant.model, tmp_path / "f.h5", ExtractOptions())
+    assert [p.name for p in tmp_path.iterdir()] == ["flipped.h5"]
+
+
 @pytest.mark.parametrize(
     "options", [{"workers": 0}, {"reduce": -1}, {"clusters": 0}, {"signals": "some"}, {"pca": "kernel"}, {"block": 0}]
 )
