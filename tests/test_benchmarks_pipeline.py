@@ -221,6 +221,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[pipeline.Bench, dict
 
 
 @pytest.mark.slow
+@pytest.mark.bench
 def test_variants_give_the_same_and_are_measured(tiny: tuple[pipeline.Bench, dict[str, Any]]) -> None:
     bench, _ = tiny
     apart = bench.compared()
@@ -238,6 +239,7 @@ def test_variants_give_the_same_and_are_measured(tiny: tuple[pipeline.Bench, dic
 
 
 @pytest.mark.slow
+@pytest.mark.bench
 def test_the_literal_loops_run_and_add_up(tiny: tuple[pipeline.Bench, dict[str, Any]]) -> None:
     _, seed = tiny
     assert len(seed["loops"]) == 5 and all(loop["cpu"] > 0 for loop in seed["loops"].values())
@@ -246,6 +248,7 @@ def test_the_literal_loops_run_and_add_up(tiny: tuple[pipeline.Bench, dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.bench
 def test_peers_that_differ_are_refused(tiny: tuple[pipeline.Bench, dict[str, Any]]) -> None:
     bench, _ = tiny
     own = bench.out("ours-wrong")
@@ -258,6 +261,7 @@ def test_peers_that_differ_are_refused(tiny: tuple[pipeline.Bench, dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize("name", ["pca", "forest", "knn"])
 def test_races_compare_before_they_run(name: str) -> None:
     if name != "pca":
