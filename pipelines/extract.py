@@ -33,6 +33,7 @@ from anomaly.data.store_features import (
 )
 from anomaly.embeddings.reduction import StreamedPCA, subspace_angle
 from anomaly.embeddings.space import Space
+from anomaly.encoders.inference import kind_for
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.extraction import Columns, Gathered, InOrder, Piece, Stability, Wanted, WindowPass, placed, placed_columns
 from anomaly.fitting import Progress, silent
@@ -122,9 +123,9 @@ def extract(
     Unavailable E5002 for a full disk; ``Stopped`` after a signal, at a commit.
     """
     options, started = options or ExtractOptions(), time.perf_counter()
-    model.engine_kind = options.engine
     space = None if options.features_only else _known_space(model, options)
     with open_windows(store_path, model) as store:
+        model.engine_kind = kind_for(store.n_windows, options.engine)
         if not store.n_windows:
             hint = "shorten the lookback, or give a longer log"
             raise InputRefused(

@@ -24,6 +24,7 @@ from anomaly.config import parse_duration
 from anomaly.data.contract import LogChunk
 from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.readers import PlantLog, open_log
+from anomaly.encoders.inference import kind_for
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
@@ -95,7 +96,7 @@ def score(
     if out.resolve() in {f.resolve() for f in files}:
         raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
     log = open_for(model, files, progress)
-    model.engine_kind = "auto"
+    model.engine_kind = kind_for(log.rows)
     run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
     trackers = Trackers(model)
     profile = QualityProfile.from_dict(model.quality)

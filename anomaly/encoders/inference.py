@@ -18,7 +18,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 ENGINES = ("auto", "litert", "graph")
 #: Largest difference to the graph, for outputs of about 1, at which an exported graph is used.
 TOLERANCE = 1e-5
+#: Windows from which an export, a second or two, costs less than it saves.
+WORTH_EXPORTING = 100_000
 #: Bytes of the windows of one call, which should stay in the cache with what is made of them, and rows of it.
 _CALL_BYTES, _MOST_ROWS, _LEAST_ROWS = 256 << 10, 512, 16
 _GRAPH_ROWS = 1024
@@ -187,6 +189,15 @@ def inference_engine(encoder: Encoder, embedding: bool, reconstruction: bool, ki
     return graph
 
 
+def kind_for(windows: int, asked: str = "auto") -> str:
+    """The engine kind for a job of so many windows: "auto" exports only where that pays.
+
+    >>> kind_for(1000), kind_for(10**6), kind_for(1000, "litert")
+    ('graph', 'auto', 'litert')
+    """
+    return "graph" if asked == "auto" and windows < WORTH_EXPORTING else asked
+
+
 def _litert(graph: GraphEngine, encoder: Encoder) -> tuple[Engine | None, str]:
     """The exported engine, or why there is none. A wrong or missing engine must never stop a job."""
     if importlib.util.find_spec("ai_edge_litert") is None:
@@ -252,7 +263,3 @@ def _quiet() -> Iterator[None]:
                 os.dup2(handle, number)
                 os.close(handle)
 
-
-def engine_facts(engine: Engine) -> dict[str, Any]:
-    """What a log line or a report says of an engine."""
-    return {"engine": engine.name} | ({"engine not taken": engine.why} if engine.why else {})
