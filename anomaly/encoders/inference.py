@@ -262,4 +262,3 @@ def _quiet() -> Iterator[None]:
             for number, handle in enumerate(kept, start=1):
                 os.dup2(handle, number)
                 os.close(handle)
-
