@@ -17,7 +17,7 @@ The rules, for the rows of one asset in time order:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,11 @@ class Episode:
     top_tags: TopTags = ()
     open: bool = False
     reasons: str = ""
+
+
+def episode_from(values: dict[str, Any]) -> Episode:
+    """The episode from what ``asdict`` made of it, JSON in between or not."""
+    return Episode(**{**values, "top_tags": tuple((str(tag), float(share)) for tag, share in values["top_tags"])})
 
 
 def join(one: Episode, other: Episode) -> Episode:
@@ -161,6 +166,9 @@ class _Groups:
         return _Groups(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
 
+_GROUP_ARRAYS = ("start", "end", "peak_time", "rows", "peak", "shares")
+
+
 def _no_groups(tags: int) -> _Groups:
     none = np.empty(0, np.int64)
     return _Groups(none, none, none, none, np.empty(0), np.empty((0, tags)), np.empty(0, dtype=object))
@@ -228,6 +236,37 @@ class EpisodeTracker:
     def finish(self) -> list[Episode]:
         """All episodes so far, in time order; the last is ``open`` if it is still on. Following may go on afterwards."""
         return self._done + self._episodes(self._current, still_on=self._on)
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What the tracker knows, as JSON-ready values and arrays; asset, threshold, rules and tags are not part of it."""
+        plain = {"done": [asdict(e) for e in self._done], "on": self._on, "last_time": self._last_time,
+                 "last_scorable": self._last_scorable, "reasons": [str(r) for r in self._current.reasons]}  # fmt: skip
+        return plain, {name: getattr(self._current, name) for name in _GROUP_ARRAYS}
+
+    @classmethod
+    def from_state(
+        cls,
+        asset: str,
+        threshold: float,
+        rules: EpisodeRules,
+        tags: Sequence[str],
+        settings: dict[str, Any],
+        arrays: dict[str, NDArray[Any]],
+        top: int = 3,
+    ) -> EpisodeTracker:
+        """A tracker that goes on where ``to_state`` was called, made with the same arguments as that one.
+
+        Raises ValueError where the state is not of as many tags.
+        """
+        if arrays["shares"].shape[1] != len(tags):
+            raise ValueError(f"arrays: expected shares of {len(tags)} tags, got {arrays['shares'].shape[1]}")
+        made = cls(asset, threshold, rules, tags, top)
+        made._done = [episode_from(e) for e in settings["done"]]
+        own = {name: arrays[name] for name in _GROUP_ARRAYS}
+        made._current = _Groups(**own, reasons=np.array(settings["reasons"], dtype=object))
+        made._on, made._last_time = bool(settings["on"]), settings["last_time"]
+        made._last_scorable = settings["last_scorable"]
+        return made
 
     def _follow(self, rows: _Rows) -> None:
         step = np.diff(rows.time, prepend=rows.time[0] if self._last_time is None else self._last_time)

@@ -7,7 +7,7 @@ it is carried per asset: the last rows, the held values, the smoothed score.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ _BATCH = 2048
 #: Windows of evidence are embedded so many at a time, padded: what one gives must not depend on how many there are.
 _EVIDENCE_BATCH = 16
 _NAMED_TAGS = 3
+#: Columns of the last row that are arrays of numbers.
+_LAST = ("time", "score", "outcome", "shares", "prepared", "alone")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,42 @@ class _AssetState:
     smoother: CausalSmoother | None = None
     last: ScoredRows | None = None
 
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """JSON-ready values and arrays."""
+        plain: dict[str, Any] = {"last_time": self.last_time, "since_start": self.since_start}
+        plain["smoothed"] = None if self.smoother is None else self.smoother.last
+        held: dict[str, NDArray[Any] | None] = {"tail": self.tail, "tail_absent": self.tail_absent}
+        if self.hold is not None:
+            held |= {"hold_values": self.hold.values, "hold_age": self.hold.age}
+        arrays = {name: array for name, array in held.items() if array is not None}
+        if self.last is not None:
+            arrays |= {f"last_{name}": getattr(self.last, name) for name in _LAST}
+            plain["last"] = {"asset": self.last.asset[0], "reason": self.last.reason[0]}
+            evidence: Evidence | None = self.last.evidence[0]
+            if evidence is not None:
+                plain["last"]["alike"] = [vars(a) for a in evidence.alike]
+                arrays["evidence"] = evidence.values
+        return plain, arrays
+
+    @classmethod
+    def from_state(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]], half_life: float) -> _AssetState:
+        """The state from what ``to_state`` gave."""
+        made = cls(last_time=plain["last_time"], since_start=int(plain["since_start"]))
+        made.tail, made.tail_absent = arrays.get("tail"), arrays.get("tail_absent")
+        if "hold_values" in arrays:
+            made.hold = HoldState(arrays["hold_values"], arrays["hold_age"])
+        if plain["smoothed"] is not None:
+            made.smoother = CausalSmoother(half_life)
+            made.smoother.last = float(plain["smoothed"])
+        if "last" in plain:
+            own = plain["last"]
+            text = {name: np.array([own[name]], dtype=object) for name in ("asset", "reason")}
+            evidence = np.full(1, None, dtype=object)
+            if "evidence" in arrays:
+                evidence[0] = Evidence(arrays["evidence"], tuple(Alike(**a) for a in own["alike"]))
+            made.last = ScoredRows(**text, **{name: arrays[f"last_{name}"] for name in _LAST}, evidence=evidence)
+        return made
+
 
 class StreamScorer:
     """Scores log rows as they come, chunk by chunk, carrying each asset's window across chunks.
@@ -87,6 +125,7 @@ class StreamScorer:
 
     def __init__(self, model: AnomalyModel, calibrated: bool = True) -> None:
         self.model = model
+        self._calibrated = calibrated
         self._calibrator = model.calibrator if calibrated else None
         self._states: dict[str, _AssetState] = {}
 
@@ -101,6 +140,32 @@ class StreamScorer:
             return _no_rows(len(self.model.contract.tags), len(self.model.ensemble.names))
         order = np.argsort(np.concatenate([index for index, _ in done]), kind="stable")
         return ScoredRows.join([rows for _, rows in done]).take(order)
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What the next rows need of the rows before, as JSON-ready values and arrays; ``from_state`` goes on from there."""
+        plain, arrays = list[dict[str, Any]](), dict[str, NDArray[Any]]()
+        for number, (asset, state) in enumerate(self._states.items()):
+            own, held = state.to_state()
+            plain.append({"asset": asset, **own})
+            arrays |= {f"{number}/{name}": array for name, array in held.items()}
+        return {"calibrated": self._calibrated, "assets": plain}, arrays
+
+    @classmethod
+    def from_state(cls, model: AnomalyModel, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> StreamScorer:
+        """A scorer of ``model`` that goes on where ``to_state`` was called: the same scores as without the break.
+
+        Raises ValueError where the state is not of a model with as many tags.
+        """
+        made = cls(model, bool(settings["calibrated"]))
+        for number, own in enumerate(settings["assets"]):
+            held = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{number}/")}
+            state = _AssetState.from_state(own, held, model.settings.detection.half_life)
+            tags = len(model.contract.tags)
+            if state.last is not None and state.last.shares.shape[1] != tags:
+                found = state.last.shares.shape[1]
+                raise ValueError(f"arrays: expected the state of a model of {tags} tags, got one of {found}")
+            made._states[str(own["asset"])] = state
+        return made
 
     def _score_asset(
         self, asset: str, time: NDArray[np.int64], values: NDArray[np.float32], codes: NDArray[np.int32]

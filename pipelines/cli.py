@@ -17,7 +17,8 @@ import typer
 
 from anomaly.config import Settings
 from anomaly.errors import AnomalyError, Fault, UsageError
-from pipelines import cli_alerts, cli_models, cli_windows, home, terminal
+from pipelines import cli_alerts, cli_models, cli_watch, cli_windows, home, terminal
+from pipelines.serve import serve
 from pipelines.stopping import Stopped
 
 app = typer.Typer(
@@ -31,9 +32,11 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="Registered models.")
 cli_models.add_to(models)
 cli_windows.add_to(app)
+cli_watch.add_to(app)
 app.add_typer(models, name="models")
 app.add_typer(cli_alerts.alerts, name="alerts")
 app.add_typer(cli_alerts.users, name="users")
+app.command(epilog="Example: `anomaly serve --port 8000`")(serve)
 
 INTERRUPTED = 130
 

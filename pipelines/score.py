@@ -24,6 +24,7 @@ from anomaly.config import parse_duration
 from anomaly.data.contract import LogChunk
 from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.readers import PlantLog, open_log
+from anomaly.drift import Drift
 from anomaly.encoders.inference import kind_for
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
@@ -32,6 +33,8 @@ from anomaly.fitting import Progress, silent
 from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
 from anomaly.scores.explain import tag_reasons, top_shares
 from anomaly.stream import Evidence
+from pipelines import drift_report
+from pipelines.drift_report import DriftSample
 from pipelines.ingest import log_files
 
 SCORES_SCHEMA = pa.schema(
@@ -59,6 +62,7 @@ class Scored:
     findings: list[Finding] = field(default_factory=list)
     recorded: bool = False
     notices: tuple[str, ...] = ()
+    drifts: list[Drift] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
@@ -71,6 +75,7 @@ class Scored:
             "findings": [asdict(f) for f in self.findings],
             "recorded": self.recorded,
             "notices": list(self.notices),
+            "drifts": [d.to_dict() for d in self.drifts],
         }
 
 
@@ -90,6 +95,8 @@ def score(
 ) -> Scored:
     """Score the logs at ``paths``, write ``out``, and record alerts in ``database`` (None: score file only).
 
+    Drift of the rows against what the model learned is written beside ``out`` and told in the notices.
+
     Raises InputRefused when the log is refused or does not fit the model; then nothing is written.
     """
     files = log_files(paths)
@@ -98,15 +105,16 @@ def score(
     log = open_for(model, files, progress)
     model.engine_kind = kind_for(log.rows)
     run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
-    trackers = Trackers(model)
+    trackers, sample = Trackers(model), DriftSample(len(model.contract.tags))
     profile = QualityProfile.from_dict(model.quality)
     watch = QualityWatch(profile, model.contract, max_gap=model.settings.window.max_gap)
-    with atomic_path(out) as temporary, _score_file(temporary) as writer:
+    with atomic_path(out) as temporary, score_writer(temporary) as writer:
         for chunk, rows in scored_chunks(log, model):
             writer.write_table(score_table(rows, model))
             trackers.update(rows)
             watch.update(chunk)
             covered.add(rows)
+            sample.add(rows)
             _count(run, rows)
             progress("score", run.rows, log.rows)
     killpoint("score.after_parquet")
@@ -114,6 +122,8 @@ def score(
     if database is not None:
         run.recorded = AlertStore(database).record_batch(_batch(log, model, model_name, run, covered), run.episodes)
     killpoint("score.after_record")
+    run.drifts = drift_report.report(model, sample, len(run.episodes), drift_report.drift_path(out))
+    run.notices += drift_report.notices(run.drifts)
     return run
 
 
@@ -163,13 +173,33 @@ class Trackers:
         model = self._model
         return EpisodeTracker(asset, model.threshold.value, episode_rules(model), model.contract.tags)
 
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What goes on, as JSON-ready values and arrays; episodes that can grow no more are left out."""
+        plain, arrays = list[dict[str, Any]](), dict[str, NDArray[Any]]()
+        for number, (asset, tracker) in enumerate(self._own.items()):
+            own, held = tracker.to_state()
+            plain.append({**own, "asset": asset, "done": []})
+            arrays |= {f"{number}/{name}": array for name, array in held.items()}
+        return {"assets": plain}, arrays
+
+    @classmethod
+    def from_state(cls, model: AnomalyModel, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Trackers:
+        """Trackers that go on where ``to_state`` was called."""
+        made, threshold, rules = cls(model), model.threshold.value, episode_rules(model)
+        for number, own in enumerate(settings["assets"]):
+            held = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{number}/")}
+            asset, tags = str(own["asset"]), model.contract.tags
+            made._own[asset] = EpisodeTracker.from_state(asset, threshold, rules, tags, own, held)
+        return made
+
     def finish(self) -> list[Episode]:
         """All episodes, in time order."""
         found = [e for tracker in self._own.values() for e in tracker.finish()]
         return sorted(found, key=lambda e: (e.start_us, e.asset))
 
 
-def _score_file(path: Path) -> pq.ParquetWriter:
+def score_writer(path: Path) -> pq.ParquetWriter:
+    """A writer of a score file at ``path``."""
     return pq.ParquetWriter(path, SCORES_SCHEMA, compression="zstd", write_page_checksum=True)
 
 

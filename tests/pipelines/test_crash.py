@@ -32,10 +32,11 @@ TRAIN = ["store.after_append", "store.before_publish", "train.after_ingest", "tr
          "train.after_fit",
          "files.before_rename:2", "files.after_rename:2", "files.before_rename:3", "train.after_bundle",
          "registry.before_log", "registry.after_log", "registry.before_alias"]  # fmt: skip
-#: Tested beside the rest of what they belong to: test_extract.py and registry/test_promotion_race.py.
+#: Tested beside the rest of what they belong to: test_extract.py, test_watch_trouble.py and registry/test_promotion_race.py.
 ELSEWHERE = ["features.before_journal", "features.after_journal", "features.before_rename", "features.after_rename",
              "promotion.before_table", "promotion.in_transaction", "promotion.before_commit", "promotion.before_alias",
-             "promotion.after_alias"]  # fmt: skip
+             "promotion.after_alias",
+             "watch.before_quarantine", "watch.after_scores", "watch.after_state", "watch.after_record"]  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,221 @@
+"""What the page asks of the database beside the list: load, rows for figures, past work, logs, messages on their way.
+
+Only reading. Times are int UTC microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import sqlalchemy as sa
+
+from alerts import grouping, tables
+from alerts.alert import Alert, AlertEvent, alert_event
+from alerts.database import Database
+from alerts.listing import Cursor, Filters
+from alerts.states import OPEN
+from alerts.web.services import Services
+
+#: Most alerts that a figure is made of, the newest ones; the page says so where this cuts.
+MOST_ROWS = 20_000
+#: Most lines of the past that are searched for what a shift did.
+MOST_EVENTS = 5_000
+
+
+@dataclass(frozen=True)
+class Light:
+    """The columns of an alert that figures need; stands in for an ``Alert`` there."""
+
+    id: int
+    asset: str
+    cause: str
+    top_tags: tuple[tuple[str, float], ...]
+    start_us: int
+    created_at: int
+    acknowledged_at: int | None
+    state: str
+    verdict: str | None
+    priority: int
+    parent_id: int | None
+    kind: str
+
+
+_LIGHT = tuple(tables.alerts.c[name] for name in Light.__dataclass_fields__)
+
+
+def light_alerts(database: Database, since_us: int, until_us: int, asset: str | None = None) -> list[Alert]:
+    """Alerts (of one asset, if given) that start in ``[since_us, until_us)``, newest first, at most ``MOST_ROWS``; with the
+    columns of ``Light`` alone."""
+    own = tables.alerts.c
+    query = (
+        sa.select(*_LIGHT).where(own.start_us >= since_us, own.start_us < until_us)
+        .order_by(own.start_us.desc(), own.id.desc()).limit(MOST_ROWS)
+    )  # fmt: skip
+    with database.reading() as connection:
+        rows = (
+            []
+            if connection is None
+            else connection.execute(query if asset is None else query.where(own.asset == asset)).all()
+        )
+    found = []
+    for row in rows:
+        values = dict(row._mapping)
+        values["top_tags"] = tuple((str(tag), float(share)) for tag, share in json.loads(values["top_tags"])[:1])
+        found.append(Light(**values))
+    return cast("list[Alert]", found)
+
+
+def oldest_open(database: Database, before_us: int, most: int = 50) -> list[Alert]:
+    """Open alerts that began before ``before_us``, oldest first."""
+    own = tables.alerts.c
+    found: list[Light] = []
+    with database.reading() as connection:
+        if connection is None:
+            return []
+        for state in OPEN:
+            query = (
+                sa.select(*_LIGHT).where(own.state == state, own.start_us < before_us).order_by(own.start_us, own.id)
+            )
+            for row in connection.execute(query.limit(most)):
+                values = dict(row._mapping)
+                values["top_tags"] = tuple(map(tuple, json.loads(values["top_tags"])))
+                found.append(Light(**values))
+    return cast("list[Alert]", sorted(found, key=lambda a: (a.start_us, a.id))[:most])
+
+
+def now_of_data(services: Services) -> int:
+    """Now, or the end of the last answered row where that is earlier: an old log is shown as of its own time."""
+    last = last_answered(services)
+    return min(services.clock(), max(last.values(), default=services.clock()) + 1)
+
+
+def last_answered(services: Services) -> dict[str, int]:
+    """Until when each asset was answered; remembered for ten seconds."""
+    return services.remembered("answered", 10.0, services.planning.last_answered)
+
+
+def similar_past(services: Services, alert: Alert, most: int = 5, least: float = 0.3) -> list[tuple[float, Alert]]:
+    """Earlier alerts of the asset whose top tags are alike, the most alike first, with how alike they are (0 to 1).
+
+    Looks at the 200 before it.
+    """
+    if not alert.top_tags:
+        return []
+    before = Cursor(alert.start_us, alert.id).text()
+    page = services.store.page(Filters(asset=alert.asset, kinds=(alert.kind,)), before, 200)
+    rated = [(grouping.alike(alert, other), other) for other in page.alerts]
+    return sorted((r for r in rated if r[0] >= least), key=lambda r: (-r[0], -r[1].start_us))[:most]
+
+
+def recent_events(database: Database, since_us: int, most: int = 200) -> list[tuple[AlertEvent, str]]:
+    """What was done since, newest first, with the asset of each alert ("" where a later log merged it away)."""
+    own, alert = tables.alert_events.c, tables.alerts.c
+    latest = sa.select(own.id).order_by(own.id.desc()).limit(MOST_EVENTS).subquery()
+    query = (
+        sa.select(tables.alert_events, alert.asset).join(latest, latest.c.id == own.id)
+        .outerjoin(tables.alerts, alert.id == own.alert_id)
+        .where(own.at >= since_us).order_by(own.id.desc()).limit(most)
+    )  # fmt: skip
+    with database.reading() as connection:
+        rows = [] if connection is None else connection.execute(query).all()
+    return [(_event(row), row.asset or "") for row in rows]
+
+
+def _event(row: sa.Row[Any]) -> AlertEvent:
+    values = {name: value for name, value in row._mapping.items() if name != "asset"}
+    return AlertEvent(**values | {"detail": json.loads(values["detail"])})
+
+
+def events_after(database: Database, id: int, count: int) -> list[AlertEvent]:
+    """The last ``count`` lines of an alert's past, oldest first."""
+    own = tables.alert_events.c
+    query = sa.select(tables.alert_events).where(own.alert_id == id).order_by(own.id.desc()).limit(max(count, 1))
+    with database.reading() as connection:
+        rows = [] if connection is None else connection.execute(query).all()
+    return [alert_event(row) for row in reversed(rows)]
+
+
+@dataclass(frozen=True)
+class Log:
+    """A scored log in the ledger."""
+
+    file_name: str
+    model: str
+    model_name: str
+    rows: int
+    anomalous: int
+    unscorable: int
+    end_us: int | None
+    recorded_at: int
+
+
+_LOG = tuple(tables.batches.c[name] for name in Log.__dataclass_fields__)
+
+
+def last_logs(database: Database, most: int = 10) -> list[Log]:
+    """The logs scored last, newest first."""
+    query = sa.select(*_LOG).order_by(tables.batches.c.id.desc()).limit(most)
+    with database.reading() as connection:
+        return [] if connection is None else [Log(**row._mapping) for row in connection.execute(query)]
+
+
+def score_files(database: Database, alert: Alert, start_us: int, end_us: int) -> list[str]:
+    """Where scores of the alert's model in ``[start_us, end_us]`` were written, the newest log first; recorded paths only."""
+    own = tables.batches.c
+    query = (
+        sa.select(own.score_path)
+        .where(own.model == alert.model, own.score_path != "", own.start_us <= end_us, own.end_us >= start_us)
+        .order_by(own.id.desc()).limit(20)
+    )  # fmt: skip
+    with database.reading() as connection:
+        return [] if connection is None else list(dict.fromkeys(connection.execute(query).scalars()))
+
+
+def deliveries(database: Database) -> dict[tuple[str, str], int]:
+    """How many messages there are by target and state; new ones that no sender took in yet have the target ""."""
+    own, box = tables.deliveries.c, tables.outbox.c
+    counted = sa.select(own.target, own.state, sa.func.count()).group_by(own.target, own.state)
+    taken = sa.select(sa.func.coalesce(sa.func.max(own.message), 0)).scalar_subquery()
+    waiting = sa.select(sa.func.count()).select_from(tables.outbox).where(box.id > taken)
+    with database.reading() as connection:
+        if connection is None:
+            return {}
+        found = {(target, state): int(n) for target, state, n in connection.execute(counted)}
+        new = int(connection.execute(waiting).scalar_one())
+    return found | ({("", "new"): new} if new else {})
+
+
+def state_kind_counts(database: Database) -> dict[tuple[str, str], int]:
+    """How many alerts there are by state and kind."""
+    own = tables.alerts.c
+    query = sa.select(own.state, own.kind, sa.func.count()).group_by(own.state, own.kind)
+    with database.reading() as connection:
+        rows: Sequence[Any] = [] if connection is None else connection.execute(query).all()
+    return {(state, kind): int(n) for state, kind, n in rows}
+
+
+def listed_counts(database: Database) -> dict[str, int]:
+    """How many alerts of the list there are by state: without the members of floods, which are counted apart so that the whole
+    table need not be read."""
+    own = tables.alerts.c
+    total = sa.select(own.state, sa.func.count()).group_by(own.state)
+    text = own.state + ""  # an expression, so that the index of parents is walked and not that of states
+    members = sa.select(text, sa.func.count()).where(own.parent_id > 0).group_by(text)
+    with database.reading() as connection:
+        if connection is None:
+            return {}
+        inside = {state: int(n) for state, n in connection.execute(members)}
+        found = {state: int(n) - inside.get(state, 0) for state, n in connection.execute(total)}
+    return {state: n for state, n in found.items() if n}
+
+
+def known_assets(services: Services) -> list[str]:
+    """Assets that alarmed, were answered, or that the plant said something of."""
+
+    def read() -> list[str]:
+        return sorted({*services.store.counts("asset"), *last_answered(services), *services.planning.assets()})
+
+    return services.remembered("assets", 30.0, read)

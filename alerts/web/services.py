@@ -1,0 +1,83 @@
+"""What every request works with: the database and what stands on it, the settings of the page, and a short memory."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from starlette.requests import HTTPConnection
+
+from alerts.database import Database
+from alerts.planning import Planning
+from alerts.store import AlertStore
+from alerts.users import User, Users
+from alerts.workflow import Clock, Workflow, clock_us
+
+HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
+
+#: What is remembered of the states of alerts, which every change moves.
+_OF_STATES = ("counts", "waiting", "by kind", "tick")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WebSettings:
+    """How the page is served.
+
+    ``local``: one person on this machine, no sign-in, only for requests to a loopback name. ``https``: a proxy in front speaks
+    HTTPS, so the cookie goes over HTTPS alone. ``expected_us``: how often data of an asset should come, in microseconds.
+    ``largest_body``: bytes of a request.
+    """
+
+    local: bool = False
+    https: bool = False
+    expected_us: int = HOUR_US
+    largest_body: int = 1 << 20
+
+
+class Services:
+    """The database and what stands on it; ``clock`` gives UTC microseconds."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: WebSettings | None = None,
+        clock: Clock = clock_us,
+        users: Users | None = None,
+    ) -> None:
+        self.database, self.settings, self.clock = database, settings or WebSettings(), clock
+        self.store, self.workflow = AlertStore(database), Workflow(database, clock)
+        self.planning, self.users = Planning(database, clock), users or Users(database, clock)
+        self.local_user = User(0, "local", "admin", 0)
+        self.local_token = secrets.token_urlsafe(32)
+        self._kept: dict[object, tuple[float, Any]] = {}
+
+    def remembered(self, key: object, seconds: float, make: Callable[[], T]) -> T:
+        """What ``make`` gave within the last ``seconds``, else what it gives now. For figures that many look at."""
+        now = time.monotonic()
+        held = self._kept.get(key)
+        if held is not None and held[0] > now:
+            return cast("T", held[1])
+        value = make()
+        if len(self._kept) > 500:
+            self._kept.clear()
+        self._kept[key] = (now + seconds, value)
+        return value
+
+    def forget(self) -> None:
+        """After a change: nobody is shown counts by state from before it. Loads and figures may be some seconds old."""
+        for key in _OF_STATES:
+            self._kept.pop(key, None)
+
+    def tick(self) -> None:
+        """End shelves whose time is over; at most every ten seconds."""
+        self.remembered("tick", 10.0, self.workflow.tick)
+
+
+def services(request: HTTPConnection) -> Services:
+    """The services of the application that answers this request."""
+    return cast("Services", request.app.state.services)
