@@ -23,7 +23,8 @@ def test_the_demo_trains_scores_and_lists_alerts(
     monkeypatch.setattr("pipelines.demo.Settings", lambda name: short)
     folder = tmp_path / "demo"
     done = anomaly("demo", "--out", folder, "--rows", 6000, "--seed", 3, "--json").json
-    assert {p.name for p in folder.iterdir()} == {"history.csv", "new_days.csv", "model", "scores.parquet"}
+    written = {"history.csv", "new_days.csv", "model", "scores.parquet", "scores.drift.json"}
+    assert {p.name for p in folder.iterdir()} == written
     history, new, scores = (
         pd.read_csv(folder / "history.csv"),
         pd.read_csv(folder / "new_days.csv"),
