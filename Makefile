@@ -35,6 +35,7 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 lock:                             ## resolve the locks anew (needs uv); hashes, no hosts
 	uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate --group build -o requirements.lock
 	uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate --group dev -c requirements.lock -o requirements-dev.lock
+	uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-annotate --extra spark -c requirements.lock -c requirements-dev.lock -o requirements-spark.lock
 
 clean:
 	rm -rf $(VENV) .anomaly .pytest_cache .mypy_cache .ruff_cache
