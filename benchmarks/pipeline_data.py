@@ -26,7 +26,7 @@ EMBEDDING, BANK, NEIGHBOURS = 64, 1000, 5
 SETTINGS = Settings().changed(
     window={"lookback": ROWS},
     split={"train": 0.8, "validation": 0.15, "test": 0.05},
-    encoder={"name": "conv_ae", "options": {"embedding": EMBEDDING}},
+    encoder={"name": "conv_ae", "options": {"embedding": EMBEDDING, "decoder": "dense"}},
     training={"epochs": 4, "batch_size": 256},
     detection={
         "detectors": ("reconstruction", "knn", "iforest"),

@@ -40,6 +40,7 @@ _VIEWS = _SMALL | {"head": 8}
 ENCODERS: list[Instance] = [
     Instance("dense_ae"),
     Instance("conv_ae", {"width": 8}),
+    Instance("conv_ae", {"width": 8, "decoder": "dense"}),
     Instance("lstm_ae", {"units": 8, "embedding": 8}),
     Instance("transformer", _SMALL | {"heads": 2}),
     Instance("transformer", _SMALL | {"heads": 2, "pooling": "mean", "norm": "post", "attention": "probsparse"}),
