@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-benchmarks lint lock clean
+.PHONY: demo test test-benchmarks test-spark lint lock clean
 
 demo: $(VENV)/.runtime            ## synthetic plant -> trained model -> report -> alerts
 	$(BIN)/anomaly demo
@@ -14,6 +14,9 @@ test: $(VENV)/.dev                ## every test, with line coverage of the four 
 
 test-benchmarks: $(VENV)/.dev     ## benchmarks at a small size, as processes of their own; minutes
 	$(BIN)/python -m pytest -m bench
+
+test-spark: $(VENV)/.spark        ## scoring on Spark as a small cluster of processes; needs Java 17 or newer
+	$(BIN)/python -m pytest -m spark tests/spark
 
 lint: $(VENV)/.dev                ## style, types and import contracts
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -30,6 +33,10 @@ $(VENV)/.runtime: $(VENV)/.python requirements.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --compile --require-hashes -r requirements-dev.lock
+	touch $@
+
+$(VENV)/.spark: $(VENV)/.dev requirements-spark.lock
+	$(BIN)/python -m pip install --quiet --compile --require-hashes -r requirements-spark.lock
 	touch $@
 
 lock:                             ## resolve the locks anew (needs uv); hashes, no hosts

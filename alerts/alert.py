@@ -118,7 +118,9 @@ class AlertEvent:
 
 def alert_of(row: sa.Row[Any]) -> Alert:
     """The alert that a row of the table holds."""
-    values = {name: value for name, value in row._mapping.items() if name != "search"}
+    values = dict(zip(row._fields, row, strict=True))
+    for name in ("search", "excerpt"):
+        values.pop(name, None)
     values["top_tags"] = tuple((str(tag), float(share)) for tag, share in json.loads(values["top_tags"]))
     return Alert(**values)
 

@@ -24,6 +24,15 @@ from anomaly.errors import Fault, Unavailable, UsageError
 #: Key of the PostgreSQL advisory lock that all writers of this service share.
 _WRITERS = 0x616E6F6D
 
+#: What PostgreSQL says of text that SQLite would take: a zero byte, more signs than a column or an index entry holds.
+_UNSTORABLE = ("cannot contain NUL", "value too long for type", "index row size", "index row requires")
+
+#: What SQLite and PostgreSQL say where nothing can be written: no space, a read-only file or server, a right that is missing.
+_UNWRITABLE = (
+    "disk is full", "readonly database", "disk I/O error",
+    "No space left on device", "read-only transaction", "permission denied for",
+)  # fmt: skip
+
 
 class Database:
     """One alert database. Nothing is opened, and no file is made, before the first transaction that needs it."""
@@ -52,9 +61,10 @@ class Database:
             yield None
             return
         with self._translated(), self._engine.connect() as connection, connection.begin():
-            older = self._is_older(connection)
+            held = self._held(connection)
+            older = held in OLDER_VERSIONS
             if not older:
-                yield connection if self._is_ours(connection) else None
+                yield connection if held else None
         if older:
             with self.writing():  # brings it to the newest version
                 pass
@@ -72,23 +82,18 @@ class Database:
         with self._translated(), self._engine.connect() as plain:
             connection = plain.execution_options(anomaly_writes=True)
             with connection.begin():
-                if self._is_older(connection) or not self._is_ours(connection):
+                if self._held(connection) != SCHEMA_VERSION:
                     migrate(connection)
                 yield connection
 
-    def _is_older(self, connection: sa.Connection) -> bool:
-        """Whether an earlier release of ours made it."""
-        tables = sa.inspect(connection).get_table_names()
-        return "alerts" in tables and _held_version(connection, tables) in OLDER_VERSIONS
-
-    def _is_ours(self, connection: sa.Connection) -> bool:
-        """False for an empty database; another schema than ours is refused."""
+    def _held(self, connection: sa.Connection) -> str:
+        """The version of our schema, this release's or an earlier one's; "" for an empty database; any other is refused."""
         tables = sa.inspect(connection).get_table_names()
         if not tables:
-            return False
+            return ""
         held = _held_version(connection, tables)
-        if held == SCHEMA_VERSION:
-            return True
+        if held == SCHEMA_VERSION or (held in OLDER_VERSIONS and "alerts" in tables):
+            return held
         found = f"version {held}" if held else f"tables {', '.join(sorted(tables)[:5])}"
         hint = "use the release that made it, or name another database with ANOMALY_DB_URL; nothing was changed"
         raise Unavailable(Fault("E5004", f"an alert database, schema {SCHEMA_VERSION}", found, hint, self.name))
@@ -113,10 +118,13 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            if type(error) not in (OperationalError, DatabaseError):
-                raise
             said = str(error.orig).strip()
-            full = any(words in said for words in ("disk is full", "readonly database", "disk I/O error"))
+            if any(words in said for words in _UNSTORABLE):
+                hint = "shorten the text or leave the zero byte out; nothing was changed"
+                raise UsageError(Fault("E2001", "text that the alert database can store", said, hint)) from error
+            full = any(words in said for words in _UNWRITABLE)
+            if type(error) not in (OperationalError, DatabaseError) and not full:
+                raise
             hint = "nothing was changed; running again is safe"
             fault = Fault("E5002" if full else "E5001", "the alert database", said, hint, self.name)
             raise Unavailable(fault) from error
@@ -177,8 +185,10 @@ def _sqlite_engine(url: URL, wait_s: float) -> sa.Engine:
 
 
 def _postgres_engine(url: URL, wait_s: float) -> sa.Engine:
+    # Connections are kept: a new one costs the server a process, more than the statements of a page. One that died is replaced.
+    kept: dict[str, Any] = {"pool_size": 4, "max_overflow": -1, "pool_pre_ping": True}
     try:
-        engine = sa.create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 10})
+        engine = sa.create_engine(url, connect_args={"connect_timeout": 10}, **kept)
     except ModuleNotFoundError as error:
         hint = "install the extra: pip install 'plant-anomaly[postgres]'"
         raise UsageError(Fault("E2001", "the PostgreSQL driver psycopg", f"no module {error.name}", hint)) from error
@@ -188,5 +198,7 @@ def _postgres_engine(url: URL, wait_s: float) -> sa.Engine:
         if connection.get_execution_options().get("anomaly_writes", False):
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_s * 1000)}")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+        else:  # by default each statement would see another state
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
     return engine

@@ -80,10 +80,11 @@ def read_labels(database: Database, filters: Filters | None = None) -> list[Labe
         alerts += page.alerts
         after = page.next
         if after is None:
-            return labelled(alerts, _judges(database))
+            return labelled(alerts, judges(database))
 
 
-def _judges(database: Database) -> dict[int, str]:
+def judges(database: Database) -> dict[int, str]:
+    """Who gave the verdict of each alert last, by alert number."""
     own = tables.alert_events.c
     query = sa.select(own.alert_id, own.actor).where(own.action == "verdict").order_by(own.id)
     with database.reading() as connection:
@@ -102,3 +103,13 @@ def as_csv(intervals: Iterable[LabelledInterval]) -> str:
         cells = (i.asset, iso_time(i.start_us), iso_time(i.end_us), VERDICTS[i.verdict], i.label, i.who, i.alert)
         writer.writerow([safe_cell(cell) for cell in cells])
     return text.getvalue()
+
+
+def score_files(database: Database, model: str) -> list[str]:
+    """Where the scores of ``model`` (digest) were written, by name; some may be gone."""
+    own = tables.batches.c
+    query = (
+        sa.select(own.score_path).where(own.model == model, own.score_path != "").distinct().order_by(own.score_path)
+    )
+    with database.reading() as connection:
+        return [] if connection is None else [str(path) for path in connection.execute(query).scalars()]

@@ -48,7 +48,8 @@ class Finding:
 def record_findings(database: Database, findings: Iterable[Finding], clock: Clock = clock_us) -> list[int]:
     """Write findings as alerts, one per cause: a finding on a cause that has an open alert extends it, any other is new.
 
-    Gives the number of each one's alert. An extension tells nobody; a new alert writes its message in the same transaction.
+    One that a closed alert holds from start to end was told before, and changes nothing. Gives the number of each one's alert.
+    An extension tells nobody; a new alert writes its message in the same transaction.
     """
     with database.writing() as connection:
         now = clock()
@@ -59,8 +60,10 @@ def _record(connection: sa.Connection, finding: Finding, now: int) -> int:
     own = tables.alerts.c
     same = (own.kind == finding.kind, own.asset == finding.asset, own.cause == finding.cause)
     query = sa.select(tables.alerts).where(*same)
+    told = sa.and_(own.start_us <= finding.start_us, own.end_us >= finding.end_us)
+    same_start = own.start_us == finding.start_us
     held = connection.execute(
-        query.where(sa.or_(own.state.in_(OPEN), own.start_us == finding.start_us)).order_by(own.id.desc()).limit(1)
+        query.where(sa.or_(own.state.in_(OPEN), same_start, told)).order_by(own.id.desc()).limit(1)
     ).first()
     if held is not None:
         changed = {"end_us": max(held.end_us, finding.end_us)}
@@ -69,6 +72,38 @@ def _record(connection: sa.Connection, finding: Finding, now: int) -> int:
     tags = [[finding.cause, 1.0]] if finding.cause else []
     return _insert(connection, finding.kind, finding.asset, finding.cause, finding.start_us, finding.end_us,
                    finding.priority, now, tags=tags, reasons=finding.reasons, action=NEW).id  # fmt: skip
+
+
+def adopt(database: Database, findings: Iterable[Finding], numbers: Iterable[int], slack_us: int) -> list[int]:
+    """Put new anomalies that a broken sensor explains under the alert on that sensor; the numbers of the anomalies.
+
+    ``numbers``: of the alerts of ``findings``, as ``record_findings`` gave them. An anomaly belongs to a finding with a cause
+    where that tag has the largest share in it, and it began during the finding or at most ``slack_us`` around it. One that
+    somebody took stays by itself, and so does one that began before. Members stay in the tables.
+    """
+    own, adopted = tables.alerts.c, list[int]()
+    wanted = [
+        (parent, finding.cause, sa.and_(
+            own.kind == ANOMALY, own.asset == finding.asset, own.state == NEW, own.version == 1, own.parent_id.is_(None),
+            own.start_us >= finding.start_us - slack_us, own.start_us <= finding.end_us + slack_us,
+        ))
+        for finding, parent in zip(findings, numbers, strict=True)
+        if finding.cause and finding.kind in _EXPLAINS
+    ]  # fmt: skip
+    if not wanted:
+        return adopted
+    with database.writing() as connection:
+        for parent, cause, condition in wanted:
+            for row in connection.execute(sa.select(own.id, own.top_tags).where(condition)).all():
+                tags = json.loads(row.top_tags)
+                if tags and tags[0][0] == cause:
+                    connection.execute(sa.update(tables.alerts).where(own.id == row.id).values(parent_id=parent))
+                    adopted.append(int(row.id))
+    return adopted
+
+
+#: Findings on one sensor that make its values, and so the scores, meaningless.
+_EXPLAINS = ("unit", "swap", "flat_line")
 
 
 def group_floods(

@@ -114,7 +114,7 @@ class SenderRules:
     ``kinds``: what is sent at all. ``per_asset`` and ``per_sensor`` messages at most within ``limit_window_us``; those above stay
     in the table as limited. The wait after the k-th failure is ``base_us * 2**(k - 1)``, ``longest_us`` at most, times a random
     share of a half to one. After ``attempts`` the message is dead. One older than ``oldest_us`` when first seen is skipped:
-    a target that is set up today is not sent last year.
+    a target that is set up today is not sent last year. So is one about an alert of a lower priority than ``least_priority``.
     """
 
     kinds: frozenset[str] = frozenset(
@@ -129,6 +129,7 @@ class SenderRules:
     lease_us: int = 120 * _SECOND
     oldest_us: int = 3 * _DAY
     quiet: QuietHours | None = None
+    least_priority: int = 3
 
 
 @dataclass
@@ -224,7 +225,8 @@ class Sender:
         states = []
         for m in fresh:
             own_keys = ((m.asset,), rules.per_asset), ((m.asset, m.sensor), rules.per_sensor)
-            if m.kind not in rules.kinds or m.created_at < now - rules.oldest_us:
+            minor = m.asset and m.priority > rules.least_priority
+            if m.kind not in rules.kinds or minor or m.created_at < now - rules.oldest_us:
                 states.append(SKIPPED)
             elif m.asset and any(_within(sent[key], m.created_at, rules) >= most for key, most in own_keys):
                 states.append(LIMITED)
@@ -308,3 +310,56 @@ def prune(database: Database, before_us: int) -> int:
             connection.execute(sa.delete(tables.deliveries).where(own.message.in_(some)))
             connection.execute(sa.delete(tables.outbox).where(box.id.in_(some)))
     return len(ids)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far the messages to one target are: how many are in each state, and since when the oldest of them waits."""
+
+    target: str
+    counts: Mapping[str, int]
+    waiting_since: int | None
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that a target never took, and why."""
+
+    target: str
+    message_id: str
+    kind: str
+    asset: str
+    attempts: int
+    created_at: int
+    error: str
+
+
+def standings(database: Database) -> list[Standing]:
+    """How far each target is, by name; targets that were never sent to are not there. Raises Unavailable."""
+    own, box = tables.deliveries.c, tables.outbox.c
+    counted = sa.select(own.target, own.state, sa.func.count()).group_by(own.target, own.state)
+    oldest = (
+        sa.select(own.target, sa.func.min(box.created_at))
+        .join(tables.outbox, own.message == box.id).where(own.state.in_((PENDING, SENDING))).group_by(own.target)
+    )  # fmt: skip
+    with database.reading() as connection:
+        if connection is None:
+            return []
+        found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for target, state, n in connection.execute(counted):
+            found[target][state] = int(n)
+        since = {target: int(at) for target, at in connection.execute(oldest)}
+    return [Standing(target, found[target], since.get(target)) for target in sorted(found)]
+
+
+def dead_letters(database: Database, target: str | None = None, most: int = 100) -> list[DeadLetter]:
+    """Messages that a target never took, the newest first. Raises Unavailable."""
+    own, box = tables.deliveries.c, tables.outbox.c
+    query = (
+        sa.select(own.target, box.message_id, box.kind, box.asset, own.attempts, box.created_at, own.error)
+        .join(tables.outbox, own.message == box.id).where(own.state == DEAD).order_by(box.id.desc()).limit(most)
+    )  # fmt: skip
+    if target is not None:
+        query = query.where(own.target == target)
+    with database.reading() as connection:
+        return [] if connection is None else [DeadLetter(*row) for row in connection.execute(query)]

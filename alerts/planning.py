@@ -11,9 +11,10 @@ from alerts import tables
 from alerts.database import Database
 from alerts.figures import BUDGET
 from alerts.grouping import Planned
+from alerts.states import SYSTEM
 from alerts.texts import checked_text
 from alerts.workflow import LONGEST_NAME, Clock, clock_us
-from anomaly.errors import Fault, UsageError
+from anomaly.errors import Fault, UsageError, shown
 
 _COLUMNS = tuple(tables.calendar.c[name] for name in ("id", "asset", "start_us", "end_us", "reason", "who"))
 _YEAR = 366 * 86_400_000_000
@@ -46,15 +47,40 @@ class Planning:
         entry = {"asset": asset, "start_us": start_us, "end_us": end_us, "reason": reason, "who": who}
         with self.database.writing() as connection:
             query = sa.insert(tables.calendar).values(**entry, created_at=self._clock()).returning(tables.calendar.c.id)
-            return Planned(connection.execute(query).scalar_one(), asset, start_us, end_us, reason, who)
+            made = Planned(connection.execute(query).scalar_one(), asset, start_us, end_us, reason, who)
+            self._log(connection, made.id, "plan", who, f"{asset or 'all assets'}: {reason}")
+            return made
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, *, by: str = SYSTEM) -> None:
         """Take planned work back; its row stays. UsageError E2001 where there is none."""
+        with self.database.writing() as connection:
+            self._change(connection, id, "cancel_plan", by, cancelled_at=self._clock())
+
+    def end(self, id: int, *, by: str) -> None:
+        """Work that has begun ends now and keeps what was; work that is to come is taken back. UsageError E2001 where it is
+        over or there is none."""
         own = tables.calendar.c
         with self.database.writing() as connection:
-            query = sa.update(tables.calendar).where(own.id == id, own.cancelled_at.is_(None))
-            if connection.execute(query.values(cancelled_at=self._clock())).rowcount != 1:
-                raise UsageError(Fault("E2001", "the number of planned work", id))
+            now = self._clock()
+            row = connection.execute(sa.select(own.start_us, own.end_us).where(own.id == id)).first()
+            if row is not None and row.end_us <= now:
+                raise UsageError(Fault("E2001", "planned work that is not over yet", id))
+            if row is None or row.start_us >= now:
+                self._change(connection, id, "cancel_plan", by, cancelled_at=now)
+            else:
+                self._change(connection, id, "end_plan", by, end_us=now)
+
+    def _change(self, connection: sa.Connection, id: int, action: str, by: str, **changed: int) -> None:
+        own = tables.calendar.c
+        query = sa.update(tables.calendar).where(own.id == id, own.cancelled_at.is_(None)).values(**changed)
+        if connection.execute(query).rowcount != 1:
+            raise UsageError(Fault("E2001", "the number of planned work", id))
+        self._log(connection, id, action, by, "")
+
+    def _log(self, connection: sa.Connection, id: int, action: str, by: str, comment: str) -> None:
+        """A line of the audit, beside those of users."""
+        entry = {"at": self._clock(), "name": f"planned work {id}", "address": "", "action": action, "actor": shown(by)}
+        connection.execute(sa.insert(tables.user_events).values(**entry, comment=comment))
 
     def calendar(self, start_us: int, end_us: int) -> list[Planned]:
         """Planned work that overlaps ``[start_us, end_us)``, oldest first, for ``grouping.planned_work``."""
@@ -81,8 +107,10 @@ class Planning:
         with self.database.reading() as connection:
             if connection is None:
                 return {}
-            rows = connection.execute(sa.select(tables.assets).order_by(tables.assets.c.asset))
-            return {row.asset: AssetSettings(row.weight, row.budget) for row in rows}
+            rows = connection.execute(sa.select(tables.assets)).all()
+        return {
+            row.asset: AssetSettings(row.weight, row.budget) for row in sorted(rows, key=lambda row: str(row.asset))
+        }
 
     def last_answered(self) -> dict[str, int]:
         """Until when each asset was answered, for ``figures.silent``."""

@@ -11,7 +11,7 @@ import json
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,28 +130,36 @@ class AlertStore:
     def page(self, filters: Filters | None = None, after: str | None = None, size: int = 50) -> AlertPage:
         """A page of the list, newest first by start, and the cursor of the next one.
 
-        ``after``: the ``next`` of the page before. The alerts come without ``reasons``. Raises UsageError E2001 for a size
-        outside 1 to 500 or a cursor that is not ours.
+        ``after``: the ``next`` of the page before. The alerts come without ``reasons``. A search for a text through very many
+        alerts rests after ``listing.MOST_SEARCHED`` of them: a page may then hold fewer alerts than ``size``, even none, and
+        still have a ``next``. Raises UsageError E2001 for a size outside 1 to 500 or a cursor that is not ours.
         """
         queries = PageQueries(filters or Filters(), size, Cursor.read(after) if after else None)
         with self.database.reading() as connection:
             if connection is None:
                 return AlertPage((), None)
-            found = [alert_of(row) for query in queries.statements() for row in connection.execute(query)]
-        found.sort(key=lambda a: (a.start_us, a.id), reverse=True)
-        last = Cursor(found[size - 1].start_us, found[size - 1].id).text() if len(found) > size else None
-        return AlertPage(tuple(found[:size]), last)
+            rest = queries.floor()
+            row = None if rest is None else connection.execute(rest).first()
+            floor = None if row is None else Cursor(row.start_us, row.id)
+            statements = queries.statements() if floor is None else queries.down_to(floor)
+            found = [row for query in statements for row in connection.execute(query)]
+        found.sort(key=lambda row: (row.start_us, row.id), reverse=True)
+        last = Cursor(found[size - 1].start_us, found[size - 1].id) if len(found) > size else floor
+        return AlertPage(tuple(map(alert_of, found[:size])), last.text() if last else None)
 
     def counts(self, by: str = "state", filters: Filters | None = None) -> dict[Any, int]:
         """How many alerts there are of each ``state``, ``priority``, ``kind`` or ``asset``, in the order of the keys."""
         if by not in ("state", "priority", "kind", "asset"):
             raise ValueError(f"by: expected state, priority, kind or asset, got {by!r}")
         column, wanted = tables.alerts.c[by], filters or Filters()
-        query = sa.select(column, sa.func.count()).where(*wanted.conditions()).group_by(column).order_by(column)
+        query = sa.select(column, sa.func.count()).where(*wanted.conditions()).group_by(column)
         if wanted.states:
             query = query.where(tables.alerts.c.state.in_(wanted.states))
         with self.database.reading() as connection:
-            return {} if connection is None else {key: int(n) for key, n in connection.execute(query)}
+            found = [] if connection is None else connection.execute(query).all()
+        return {
+            key: int(n) for key, n in sorted(found, key=lambda held: held[0])
+        }  # a server may sort by a language's rules
 
     def events(self, id: int) -> list[AlertEvent]:
         """What was done to an alert, oldest first; also of one that a later log merged into another."""
@@ -258,7 +266,9 @@ class _Recorder:
             "created_at": self.now_us,
             "priority": self._priority(episode, self.batch.lead_us),
         }
-        (id,) = self._insert(tables.alerts, entry | {"search": _search(episode)})
+        reasons, excerpt = split_excerpt(episode.reasons)
+        entry["reasons"] = reasons
+        (id,) = self._insert(tables.alerts, entry | {"search": _search(episode), "excerpt": excerpt})
         alert = Alert(id=id, **entry | {"top_tags": episode.top_tags})
         enqueue_alert(self.connection, alert, NEW, self.now_us)
         return alert
@@ -269,20 +279,37 @@ class _Recorder:
         joined = functools.reduce(join, views)
         oldest, *others = sorted(touching, key=lambda a: a.id)
         own = tables.alerts.c.id
+        excerpt = self._excerpt(touching, oldest, joined)
         for other in others:
             self.connection.execute(sa.delete(tables.alerts).where(own == other.id))
+        joined = replace(joined, reasons=split_excerpt(joined.reasons)[0])
         changed = _columns(joined) | {"priority": self._priority(joined, oldest.lead_us)}
         worked = _worked_on(oldest, others) | self._opened_again(oldest, joined)
         if worked:
             worked["version"] = oldest.version + 1
         self.connection.execute(
-            sa.update(tables.alerts).where(own == oldest.id).values(**changed | worked, search=_search(joined))
+            sa.update(tables.alerts)
+            .where(own == oldest.id)
+            .values(**changed | worked | excerpt, search=_search(joined))
         )
         grown = Alert(**vars(oldest) | changed | worked | {"top_tags": joined.top_tags})
         if worked:
             action = "reopen" if grown.reopened > oldest.reopened else "merge"
             log_event(self.connection, oldest, grown, self.now_us, SYSTEM, action, merged=[a.id for a in others])
         return grown
+
+    def _excerpt(self, touching: list[Alert], oldest: Alert, joined: Episode) -> dict[str, Any]:
+        """The excerpt goes with the reasons: nothing where the oldest keeps its own, that of the view with the higher peak
+        otherwise."""
+        fresh = split_excerpt(joined.reasons)[1]
+        if fresh is not None:
+            return {"excerpt": fresh}
+        winner = next((a for a in touching if a.reasons == joined.reasons and a.peak_us == joined.peak_us), None)
+        if winner is None:
+            return {"excerpt": None}
+        own = tables.alerts.c
+        query = sa.select(own.excerpt).where(own.id == winner.id)
+        return {} if winner is oldest else {"excerpt": self.connection.execute(query).scalar()}
 
     def _opened_again(self, alert: Alert, joined: Episode) -> dict[str, Any]:
         """What changes where an alert that was over goes on: a count that people see, not a second alert."""
@@ -321,6 +348,20 @@ def _columns(episode: Episode) -> dict[str, Any]:
         "top_tags": json.dumps(episode.top_tags),
         "reasons": episode.reasons,
     }
+
+
+def split_excerpt(reasons: str) -> tuple[str, str | None]:
+    """The reasons of an episode without the window behind its peak, and that window, both JSON text: lists and histories need
+    the one, only the page of an alert the other.
+
+    >>> split_excerpt('{"tags": [], "excerpt": {"before": [0]}}')
+    ('{"tags": []}', '{"before": [0]}')
+    """
+    if '"excerpt"' not in reasons:
+        return reasons, None
+    told = json.loads(reasons)
+    window = told.pop("excerpt", None)
+    return json.dumps(told), None if window is None else json.dumps(window)
 
 
 def _search(episode: Episode) -> str:

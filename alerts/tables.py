@@ -8,9 +8,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 #: The newest migration; an older database is brought to it, a newer one refused.
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 #: Versions that are brought to the newest one when they are opened.
-OLDER_VERSIONS = ("0001", "0002")
+OLDER_VERSIONS = ("0001", "0002", "0003")
 
 metadata = sa.MetaData(
     naming_convention={
@@ -88,11 +88,16 @@ alerts = sa.Table(
     sa.Column("closed_at", sa.BigInteger),
     sa.Column("escalated_at", sa.BigInteger),
     sa.Column("search", sa.Text, nullable=False, server_default=""),  # asset, cause and tags, as texts.search_text
+    sa.Column(
+        "excerpt", sa.Text
+    ),  # JSON: the window behind the peak, some tags; last, so that lists need not read past it
     sa.UniqueConstraint("asset", "model", "kind", "cause", "start_us"),
     sa.Index("ix_alerts_time", "start_us", "id", "search"),  # a text is looked for without reading the rows
     sa.Index("ix_alerts_state_time", "state", "start_us", "id"),
     sa.Index("ix_alerts_asset_time", "asset", "start_us", "id"),
     sa.Index("ix_alerts_priority_time", "priority", "start_us", "id"),
+    sa.Index("ix_alerts_kind_time", "kind", "start_us", "id"),
+    sa.Index("ix_alerts_assignee_time", "assignee", "start_us", "id"),
     sa.Index("ix_alerts_parent", "parent_id"),
     sqlite_autoincrement=True,  # a number is never given twice
 )

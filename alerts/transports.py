@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import importlib
 import json
 import smtplib
 import ssl
@@ -164,13 +165,47 @@ def letter(message: Message, server: MailServer) -> EmailMessage:
         made["Subject"] = shown(message.payload["subject"])
         made.set_content(str(message.payload["text"]))
         return made
-    alert = message.payload["alert"]
     made["Subject"] = headline(message)
+    made.set_content("\n".join(_lines(message)) + "\n")
+    return made
+
+
+def _lines(message: Message) -> list[str]:
+    """A message about an alert in plain text."""
+    alert = message.payload["alert"]
     lines = [headline(message), f"from {alert['start']} to {alert['end']}", f"priority {alert['priority']}"]
     lines += [f"{shown(tag)}: {share:.0%}" for tag, share in alert["top_tags"]]
-    lines += [f"comment: {shown(message.payload['comment'])}"] if message.payload.get("comment") else []
-    made.set_content("\n".join(lines) + "\n")
-    return made
+    return lines + ([f"comment: {shown(message.payload['comment'])}"] if message.payload.get("comment") else [])
+
+
+#: Services of Apprise that post to any address: the checked webhook is for that.
+_ANY_ADDRESS = ("json", "jsons", "xml", "xmls", "form", "forms", "file", "dbus", "syslog", "windows", "macosx", "gnome")
+
+
+def apprise(url: str) -> Transport:
+    """Deliver through a service that Apprise knows (the extra ``notify``), as a title and plain text.
+
+    Raises UsageError E2001 where the library is not there, the service is unknown, or one that posts to any address.
+    """
+    try:
+        library = importlib.import_module("apprise")
+    except ModuleNotFoundError as error:
+        hint = "install the extra: pip install 'plant-anomaly[notify]'"
+        raise UsageError(Fault("E2001", "the library apprise", f"no module {error.name}", hint)) from error
+    scheme = url.partition("://")[0].strip().lower()
+    service = library.Apprise()
+    if scheme in _ANY_ADDRESS or not service.add(url):
+        hint = "for an address of your own take a target of kind webhook"
+        raise UsageError(Fault("E2001", "the address of a service that Apprise knows", "another address", hint))
+
+    def send(message: Message) -> None:
+        about = "alert" in message.payload
+        title = headline(message) if about else shown(message.payload["subject"])
+        text = "\n".join(_lines(message)) if about else str(message.payload["text"])
+        if not service.notify(title=title, body=f"{text}\nmessage {message.id}"):
+            raise SendFailed("the service took nothing")
+
+    return send
 
 
 def digest(alerts: Sequence[Alert], held_back: int, day: str) -> dict[str, str]:

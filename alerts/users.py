@@ -107,9 +107,9 @@ class Users:
 
     def list(self) -> Sequence[User]:
         """All users by name, disabled ones too."""
-        query = sa.select(*_USER).order_by(tables.users.c.name)
         with self.database.reading() as connection:
-            return [] if connection is None else [User(**row._mapping) for row in connection.execute(query)]
+            rows = [] if connection is None else connection.execute(sa.select(*_USER)).all()
+        return sorted((User(**row._mapping) for row in rows), key=lambda user: user.name)
 
     def set_password(self, name: str, password: str, *, by: str) -> None:
         """Another password; every session of the user ends."""

@@ -81,6 +81,7 @@ class EncoderSettings:
 
     name: str = "dense_ae"
     front: str = "none"  # "none", "demean", "detrend", "normalise", "trailing" or "differences"
+    scaling: str = "robust"  # of each tag: "robust" (median and quartiles) or "standard" (mean and deviation)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,6 +114,7 @@ class DetectionSettings:
     modes: int = 0  # operating modes whose scores are scaled apart; 0 knows none, -1 finds their number
     reduce: int = 0  # principal components of the embeddings in which modes are sought; 0: the full space
     half_life: float = 0.0  # rows after which a score counts half in the smoothed one; 0 leaves scores as they are
+    refit: bool = True  # once the model is judged, detectors learn from the newest normal rows as well
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,15 @@ class EpisodeSettings:
 
 
 @dataclass(frozen=True)
+class AssetSettings:
+    """How many models the assets of a log get."""
+
+    models: str = "one"  # "one" over all assets, one per "asset", or one per "class"
+    class_column: str | None = None  # text column of the log that names each asset's class
+    classes: dict[str, Any] = field(default_factory=dict)  # class → patterns of asset names, such as ["P-1*"]
+
+
+@dataclass(frozen=True)
 class Settings:
     """Everything a run needs; each table of the TOML is one field."""
 
@@ -166,6 +177,7 @@ class Settings:
     fine_tuning: FineTuningSettings = FineTuningSettings()
     threshold: ThresholdSettings = ThresholdSettings()
     episodes: EpisodeSettings = EpisodeSettings()
+    assets: AssetSettings = AssetSettings()
 
     def __post_init__(self) -> None:
         _check(self)
@@ -243,16 +255,22 @@ def _weigh(weights: tuple[float, ...], names: tuple[str, ...]) -> bool:
     return right and min(weights, default=0) >= 0 and sum(weights) > 0
 
 
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(v, str) and v for v in value)
+
+
 def _check(s: Settings) -> None:
     """Ranges of single settings; each refusal names the setting, what is allowed and what came."""
     allowed = {
         "log.form": (s.log.form, ("auto", "wide", "long")),
         "log.label_scheme": (s.log.label_scheme, ("auto", "binary", "fault-code")),
         "log.unlabelled": (s.log.unlabelled, ("unknown", "normal")),
+        "encoder.scaling": (s.encoder.scaling, ("robust", "standard")),
         "training.optimizer": (s.training.optimizer, ("adam", "adamw", "sgd")),
         "training.schedule": (s.training.schedule, ("constant", "cosine")),
         "detection.fusion": (s.detection.fusion, ("mean", "max", "fisher", "weighted")),
         "threshold.rule": (s.threshold.rule, THRESHOLD_RULES),
+        "assets.models": (s.assets.models, ("one", "asset", "class")),
     }
     for name, (value, choices) in allowed.items():
         if value not in choices:
@@ -293,6 +311,8 @@ def _check(s: Settings) -> None:
          "a score when the rule is fixed", s.threshold.value),
         ("episodes.off", 0 < s.episodes.off <= 1, "above 0, at most 1", s.episodes.off),
         ("episodes.min_rows", s.episodes.min_rows >= 1, "at least 1", s.episodes.min_rows),
+        ("assets.classes", all(_are_names(p) for p in s.assets.classes.values()),
+         "a list of asset names or patterns for each class", s.assets.classes),
         ("episodes.merge_gap", s.episodes.merge_gap >= 0, "at least 0 periods", s.episodes.merge_gap),
     ]  # fmt: skip
     for name, holds, expected, found in rules:

@@ -64,6 +64,11 @@ class Ensemble:
         own = {d.needs for d in self.detectors}
         return frozenset(own | {"embedding"} if self.space is not None else own)
 
+    @property
+    def trail(self) -> int:
+        """Rows before a row that its departure is taken from; 0 where no detector asks for it."""
+        return max(d.trail for d in self.detectors)
+
     def facts(self) -> dict[str, Any]:
         """What a reader of a report should know of it: detectors, fusion, and the operating modes where there are any."""
         told: dict[str, Any] = {"detectors": ", ".join(self.names), "fusion": self.rule}

@@ -68,6 +68,7 @@ CODES: dict[str, str] = {
     "E5002": "the disk is full or read-only",
     "E5003": "the model registry cannot be reached",
     "E5004": "the alert database has another schema version",
+    "E5005": "a target of notifications did not take a message",
     "E7000": "our bug",
 }
 

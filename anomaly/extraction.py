@@ -17,7 +17,7 @@ from anomaly.data.store_features import Column
 from anomaly.embeddings.clusters import StreamedKMeans
 from anomaly.embeddings.reduction import Moments, StreamedPCA
 from anomaly.embeddings.space import Space, chosen_clusters, tried_clusters
-from anomaly.model import ANOMALOUS, UNSCORABLE, AnomalyModel, prepared_rows
+from anomaly.model import ANOMALOUS, UNSCORABLE, AnomalyModel
 from anomaly.parallel import one_blas_thread
 from anomaly.scores.sampling import row_noise
 from anomaly.scores.smoothing import CausalSmoother
@@ -187,7 +187,7 @@ class WindowPass:
     def _piece(self, block: RawBlock) -> Piece:
         model, wanted = self.model, self.wanted
         codes = model.vocabulary.recoded(block.codes, self._words)
-        windows = block.windows(prepared_rows(model.preparer, block.values, codes))
+        windows = block.windows(model.prepare(block.values, codes, block.since_start()))
         encoded = model.encode(windows, embedding=True)
         bad, embedding = self._unscorable(block), encoded.needed("embedding")
         columns: Columns = {"features": _masked(embedding, bad)}

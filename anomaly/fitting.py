@@ -20,6 +20,7 @@ from anomaly.data.audit import RowAudit
 from anomaly.data.contract import EVENT, LEAD, NORMAL
 from anomaly.data.reservoir import Reservoir
 from anomaly.data.scaling import RowPreparer
+from anomaly.data.splits import PARTS
 from anomaly.data.store import RowBlock, WindowBlock, WindowStore
 from anomaly.data.vocabulary import Vocabulary
 from anomaly.detectors import build_detector
@@ -89,7 +90,7 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     Raises InputRefused: E3302 when no normal window is left in the train or validation part, E3304 when training met
     a non-finite number.
     """
-    preparer, vocabulary = _fit_preparer(store, progress)
+    preparer, vocabulary = _fit_preparer(store, settings.encoder.scaling == "robust", progress)
     windows = PreparedWindows(store, preparer, vocabulary, settings.training)
     audit = _window_audit(store, windows)
     encoder = build_encoder(settings.encoder)
@@ -152,7 +153,7 @@ def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWi
 
 def fitting(encoder: Encoder) -> tuple[str, ...]:
     """Names of the detectors that are taken where none is named."""
-    embedded = ("knn", "window_knn", "subspace")
+    embedded = ("knn", "window_knn", "subspace", "local")
     return ("reconstruction", *embedded) if encoder.can_reconstruct else embedded
 
 
@@ -169,10 +170,11 @@ class Repeated(Generic[Item]):
 def _fit_detectors(model: AnomalyModel, windows: PreparedWindows, progress: Progress) -> None:
     """Detectors on normal training windows, their calibration on the held-back normal windows of validation."""
     progress("detectors", 0, 1)
-    model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0))))
+    trail = model.ensemble.trail
+    model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0, trail))))
     progress("detectors", 1, 1)
     progress("calibration", 0, 1)
-    fused = model.ensemble.calibrate(model.encode(batch.windows) for batch in windows.validation(0))
+    fused = model.ensemble.calibrate(model.encode(block.values) for block in windows.blocks("validation", trail))
     model.calibrator = None
     if model.settings.detection.half_life:
         blocks = stream_part(windows.store, model, "validation", calibrated=False)
@@ -181,6 +183,25 @@ def _fit_detectors(model: AnomalyModel, windows: PreparedWindows, progress: Prog
     if len(model.ensemble.detectors) > 1 or model.settings.detection.half_life:
         model.calibrator = TailCalibrator().fit(fused)
     progress("calibration", 1, 1)
+
+
+def refit(store: WindowStore, model: AnomalyModel, progress: Progress = silent) -> bool:
+    """Detectors learn anew from the normal windows of the whole log, the newest as well; says whether they did.
+
+    For a model that has been judged: its figures are those of before. Scaler, encoder, calibration and threshold stay. A
+    model whose detector learned from events keeps it.
+    """
+    if not model.settings.detection.refit or "head" in model.ensemble.names:
+        return False
+    progress("refit", 0, 1)
+    windows = PreparedWindows(store, model.preparer, model.vocabulary, model.settings.training)
+    audit, trail = RowAudit(), model.ensemble.trail
+    for block in windows.blocks(None):
+        _add_rows(audit, block, store.lookback)
+    model.ensemble.fit(Repeated(lambda: (model.encode(block.values) for block in windows.blocks(None, trail))))
+    model.audits["detectors, once judged"], model.seen = audit, _seen(store, PARTS)
+    progress("refit", 1, 1)
+    return True
 
 
 def _fine_tuned(
@@ -197,10 +218,10 @@ def _fine_tuned(
     return (reason,)
 
 
-def _fit_preparer(store: WindowStore, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
+def _fit_preparer(store: WindowStore, robust: bool, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
     """Scales and words of the normal training rows."""
     words: list[set[str]] = [set() for _ in store.contract.categories]
-    preparer, total, done = RowPreparer(), sum(store.n_rows(a) for a in store.assets), 0
+    preparer, total, done = RowPreparer(robust=robust), sum(store.n_rows(a) for a in store.assets), 0
     for block in store.row_blocks("train"):
         normal = block.kind == NORMAL
         preparer.partial_fit(block.values, block.age, normal, block.asset, block.start)
@@ -243,10 +264,12 @@ class PreparedWindows:
         usable = ~self.preparer.absent(age).any(axis=1)
         return prepared_rows(self.preparer, held, own), np.asarray(usable)
 
-    def training(self, epoch: int) -> Iterator[TrainingBatch]:
-        """One epoch of mixed batches; the order depends on the seed and on ``epoch``."""
+    def training(self, epoch: int, trail: int = 0) -> Iterator[TrainingBatch]:
+        """One epoch of mixed batches; the order depends on the seed and on ``epoch``. ``trail`` as ``WindowStore`` has it."""
         size, seed = self._training.batch_size, self._training.seed
-        for batch in self.store.shuffled_batches(size, part="train", seed=seed, epoch=epoch, prepare=self.prepare):
+        for batch in self.store.shuffled_batches(
+            size, part="train", seed=seed, epoch=epoch, prepare=self.prepare, trail=trail
+        ):
             yield TrainingBatch(batch.values, batch.asset, batch.starts)
 
     def validation(self, epoch: int) -> Iterator[TrainingBatch]:
@@ -254,23 +277,17 @@ class PreparedWindows:
         for block in self.blocks("validation"):
             yield TrainingBatch(block.values, np.full(len(block), block.asset, dtype=object), block.starts)
 
-    def blocks(self, part: str) -> Iterator[WindowBlock]:
-        """The normal windows of a part, prepared, in order."""
-        return self.store.window_blocks(part, normal_only=True, prepare=self.prepare)
+    def blocks(self, part: str | None, trail: int = 0) -> Iterator[WindowBlock]:
+        """The normal windows of a part, or of all, prepared, in order; ``trail`` as ``WindowStore`` has it."""
+        return self.store.window_blocks(part, normal_only=True, prepare=self.prepare, trail=trail)
 
 
 def _window_audit(store: WindowStore, windows: PreparedWindows) -> RowAudit:
     """The rows inside the windows that the encoder learns from, and how many windows; refuses when there are none."""
     audit = RowAudit()
     for block in windows.blocks("train"):
-        starts = block.starts
-        windows.n_windows += len(starts)
-        if len(starts):
-            first = int(starts[0])
-            seen = np.zeros(int(starts[-1]) - first + store.lookback + 1, dtype=np.int64)
-            np.add.at(seen, starts - first, 1)
-            np.add.at(seen, starts - first + store.lookback, -1)
-            audit.add(block.asset, first, np.cumsum(seen)[:-1] > 0)
+        windows.n_windows += len(block)
+        _add_rows(audit, block, store.lookback)
     for part, found in (("train", audit.rows), ("validation", next(windows.validation(0), None) is not None)):
         if not found:
             hint = "shorten --lookback, leave out a tag that is mostly missing (--drop), or give a longer log"
@@ -285,11 +302,22 @@ def _window_audit(store: WindowStore, windows: PreparedWindows) -> RowAudit:
     return audit
 
 
+def _add_rows(audit: RowAudit, block: WindowBlock, lookback: int) -> None:
+    """Note the rows inside the windows of ``block``."""
+    if not len(block):
+        return
+    starts, first = block.starts, int(block.starts[0])
+    seen = np.zeros(int(starts[-1]) - first + lookback + 1, dtype=np.int64)
+    np.add.at(seen, starts - first, 1)
+    np.add.at(seen, starts - first + lookback, -1)
+    audit.add(block.asset, first, np.cumsum(seen)[:-1] > 0)
+
+
 def stream_part(
     store: WindowStore, model: AnomalyModel, part: str, progress: Progress = silent, calibrated: bool = True
 ) -> Iterator[tuple[RowBlock, ScoredRows]]:
     """Score the rows of a part, block by block, as the stream would: the rows just before it serve as history."""
-    scorer, history, total, done = model.stream(calibrated), model.lookback - 1, store.n_part_rows(part), 0
+    scorer, history, total, done = model.stream(calibrated), model.history, store.n_part_rows(part), 0
     asset = None
     for block in store.row_blocks(part):
         if block.asset != asset and block.start and history:
@@ -347,11 +375,11 @@ def _reference(store: WindowStore, preparer: RowPreparer, seed: int) -> NDArray[
     return sample.columns[0] if sample.columns else np.empty((0, len(store.contract.tags)), np.float32)
 
 
-def _seen(store: WindowStore) -> dict[str, tuple[int, int]]:
-    """First and last time, per asset, of the rows that a fit or a threshold looked at."""
+def _seen(store: WindowStore, parts: tuple[str, ...] = ("train", "validation")) -> dict[str, tuple[int, int]]:
+    """First and last time, per asset, of the rows of ``parts``, which a fit or a threshold looked at."""
     spans = {}
     for asset in store.assets:
-        ends = [store.part_rows(asset, part) for part in ("train", "validation")]
+        ends = [store.part_rows(asset, part) for part in parts]
         rows = [i for first, stop in ends if stop > first for i in (first, stop - 1)]
         if rows:
             times = [int(store.rows(asset, i, i + 1).time[0]) for i in rows]

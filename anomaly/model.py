@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from anomaly.config import Settings
 from anomaly.data.audit import RowAudit
 from anomaly.data.contract import ONE_ASSET, LogChunk, LogContract
+from anomaly.data.departures import departures
 from anomaly.data.scaling import RowPreparer
 from anomaly.data.vocabulary import UNKNOWN_WORD, Vocabulary
 from anomaly.detectors.base import Encoded
@@ -62,24 +63,50 @@ class AnomalyModel:
         """Rows of one window."""
         return self.settings.window.lookback
 
-    def prepare(self, held: NDArray[np.float32], codes: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Held rows ``(n, C)`` and category codes ``(n, K)`` as the encoder takes them, ``(n, C + K)``."""
-        return prepared_rows(self.preparer, held, codes)
+    @property
+    def history(self) -> int:
+        """Rows before a row that its score may depend on."""
+        return self.lookback - 1 + self.ensemble.trail
+
+    @property
+    def channels(self) -> int:
+        """Columns of a prepared row that the encoder takes: tags and categories."""
+        return len(self.contract.tags) + len(self.contract.categories)
+
+    def prepare(
+        self,
+        held: NDArray[np.float32],
+        codes: NDArray[np.int32],
+        since_start: NDArray[np.int64],
+        before: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Held rows ``(n, C)`` and category codes ``(n, K)`` as ``encode`` takes them: ``(n, C + K)``, with the departures
+        beside them, ``(n, C + K + C)``, where a detector asks for those. ``since_start`` and prepared rows ``before`` as in
+        ``data.departures``."""
+        rows = prepared_rows(self.preparer, held, codes)
+        tags, trail = len(self.contract.tags), self.ensemble.trail
+        if not trail:
+            return rows
+        levels = None if before is None else before[:, :tags]
+        return np.column_stack((rows, departures(rows[:, :tags], since_start, trail, levels)))
 
     def encode(self, windows: NDArray[np.float32], embedding: bool = False) -> Encoded:
-        """What the detectors need of prepared windows ``(B, T, C + K)``, and the ``embedding`` where it is asked for."""
+        """What the detectors need of windows of rows as ``prepare`` makes them, and the ``embedding`` where it is asked
+        for."""
         tags = len(self.contract.tags)
-        values, codes = windows[..., :tags], windows[..., tags:]
-        passed = self.engine(embedding)(windows)
+        values, rest = windows[..., :tags], windows[..., tags:]
+        inner = windows if windows.shape[-1] == self.channels else windows[..., : self.channels]
+        passed = self.engine(embedding)(inner)
 
         def again(other: NDArray[np.float32], index: NDArray[np.int64]) -> Encoded:
-            return self.encode(np.concatenate((other, codes[index]), axis=-1) if codes.shape[-1] else other)
+            return self.encode(np.concatenate((other, rest[index]), axis=-1) if rest.shape[-1] else other)
 
         return Encoded(
             values,
             passed.embedding,
             None if passed.reconstruction is None else values - passed.reconstruction,
             again,
+            None if inner is windows else windows[..., self.channels :],
         )
 
     def engine(self, embedding: bool = False) -> Engine:
@@ -94,7 +121,7 @@ class AnomalyModel:
     def window_scores(
         self, windows: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-        """Of prepared windows ``(B, T, C + K)``: fused scores ``(B,)`` before smoothing and the last calibration, their
+        """Of windows of prepared rows: fused scores ``(B,)`` before smoothing and the last calibration, their
         per-tag shares ``(B, C)``, and the score of each detector by itself ``(B, D)``."""
         block = self.encode(windows)
         alone, shares = self.ensemble.scores_and_shares(block)

@@ -62,10 +62,12 @@ class ScoredRows(Columns):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an alert shows of its peak row: the held values ``(C,)`` as logged, and what of the past it looks like."""
+    """What an alert shows of its peak row: the held values ``(C,)`` as logged, what of the past it looks like, and the
+    prepared ``window (T, C + K)`` that ends at it."""
 
     values: NDArray[np.float32]
     alike: tuple[Alike, ...] = ()
+    window: NDArray[np.float32] | None = None
 
 
 @dataclass
@@ -95,6 +97,8 @@ class _AssetState:
             if evidence is not None:
                 plain["last"]["alike"] = [vars(a) for a in evidence.alike]
                 arrays["evidence"] = evidence.values
+                if evidence.window is not None:
+                    arrays["evidence_window"] = evidence.window
         return plain, arrays
 
     @classmethod
@@ -112,7 +116,8 @@ class _AssetState:
             text = {name: np.array([own[name]], dtype=object) for name in ("asset", "reason")}
             evidence = np.full(1, None, dtype=object)
             if "evidence" in arrays:
-                evidence[0] = Evidence(arrays["evidence"], tuple(Alike(**a) for a in own["alike"]))
+                window = arrays.get("evidence_window")
+                evidence[0] = Evidence(arrays["evidence"], tuple(Alike(**a) for a in own["alike"]), window)
             made.last = ScoredRows(**text, **{name: arrays[f"last_{name}"] for name in _LAST}, evidence=evidence)
         return made
 
@@ -197,9 +202,9 @@ class StreamScorer:
         """Score rows whose missing values were carried forward already, as a window store keeps them; ``codes (n, K)``
         are those of the model's vocabulary."""
         model, state = self.model, self._states.setdefault(asset, _AssetState())
-        prepared, absent = model.prepare(held, codes), model.preparer.absent(age)
-        first_ever = state.last_time is None
+        first_ever, absent = state.last_time is None, model.preparer.absent(age)
         since = _rows_since_start(starts, state.since_start)
+        prepared = model.prepare(held, codes, since, state.tail)
         history = prepared[:0] if state.tail is None else state.tail
         fused, shares, alone = self._raw(prepared, since, history)
         absent_row = np.asarray(absent.any(axis=1))
@@ -212,7 +217,8 @@ class StreamScorer:
         outcome, reason = self._outcomes(score, absent, unseen, since, first_ever)
         score[outcome == UNSCORABLE] = np.nan
         shares[outcome == UNSCORABLE], alone[outcome == UNSCORABLE] = 0, np.nan
-        evidence = self._evidence(np.concatenate((history, prepared)), since, score, outcome, held)
+        rows = np.concatenate((history, prepared))[:, : model.channels]
+        evidence = self._evidence(rows, since, score, outcome, held)
         self._remember(state, time, prepared, since)
         named = np.full(len(time), asset, dtype=object)
         return ScoredRows(time, named, score, outcome, reason, shares, prepared[:, : held.shape[1]], alone, evidence)
@@ -246,12 +252,11 @@ class StreamScorer:
         """Evidence at the highest row of each run of anomalous rows; ``rows`` are the prepared ones, with history."""
         found = np.full(len(score), None, dtype=object)
         peaks = [int(low + np.argmax(score[low:high])) for low, high in from_flags(outcome == ANOMALOUS).tolist()]
-        before, alike = len(rows) - len(score), list[tuple[Alike, ...]]()
-        if len(self.model.past):
-            windows = [self._window(rows, before + i, int(since[i])) for i in peaks]
-            alike = self._alike(windows)
+        before = len(rows) - len(score)
+        windows = [self._window(rows, before + i, int(since[i])) for i in peaks]
+        alike = self._alike(windows) if len(self.model.past) else [()] * len(peaks)
         for number, i in enumerate(peaks):
-            found[i] = Evidence(held[i].copy(), alike[number] if alike else ())
+            found[i] = Evidence(held[i].copy(), alike[number], windows[number])
         return found
 
     def _window(self, rows: NDArray[np.float32], at: int, since: int) -> NDArray[np.float32]:
@@ -312,7 +317,7 @@ class StreamScorer:
         prepared: NDArray[np.float32],
         since: NDArray[np.int64],
     ) -> None:
-        keep = self.model.lookback - 1
+        keep = max(self.model.lookback - 1, self.model.ensemble.trail)
         rows = prepared if state.tail is None else np.concatenate((state.tail, prepared))
         state.tail = rows[max(len(rows) - keep, 0) :].copy()
         state.last_time, state.since_start = int(time[-1]), int(since[-1])

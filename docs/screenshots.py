@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -26,8 +27,10 @@ import uvicorn
 from alerts.database import Database
 from alerts.episodes import Episode
 from alerts.findings import Finding, record_findings
+from alerts.passwords import Cost
 from alerts.planning import Planning
 from alerts.store import AlertStore, BatchRecord
+from alerts.users import Users
 from alerts.web.app import create_app
 from alerts.web.services import Services, WebSettings
 from alerts.workflow import Workflow, clock_us
@@ -42,8 +45,12 @@ PAGES = {
     "hand-over": "/handover",
     "figures": "/figures",
     "health": "/health",
+    "planned-work": "/planning",
+    "users": "/users",
+    "audit": "/audit",
 }
 SIZES = {"": (1280, 1000), "-phone": (390, 1100)}
+TALL = {"alert": 1650}
 
 
 def plant(folder: Path, now: int) -> tuple[Database, int]:
@@ -55,6 +62,9 @@ def plant(folder: Path, now: int) -> tuple[Database, int]:
                    reasons=_reasons(0, 6, now))  # fmt: skip
     scores = folder / "scores.parquet"
     _write_scores(scores, last, rng)
+    drift = {"model": "", "first_us": now - DAY, "last_us": now, "rows_compared": 10_000, "drifts": [
+        {"kind": "input", "verdict": "drift", "words": f"{TAGS[3]} lies 0.9 training deviations above what it was"}]}  # fmt: skip
+    scores.with_suffix(".drift.json").write_text(json.dumps(drift), encoding="utf-8")
     spans = {asset: [(now - 31 * DAY, now - (5 if k < 3 else 300) * MINUTE)] for k, asset in enumerate(ASSETS)}
     batch = BatchRecord("a" * 64, "d41f9c0e7722aa", "paper-line", "line-2026-11.parquet", 44_000,
                         {"normal": 42_300, "anomalous": 1_280, "unscorable": 420}, spans, str(scores), 4 * HOUR)  # fmt: skip
@@ -63,6 +73,12 @@ def plant(folder: Path, now: int) -> tuple[Database, int]:
     planning = Planning(database)
     planning.set_asset(ASSETS[0], weight=2.0, budget=0.5)
     planning.plan(ASSETS[1], now + DAY, now + 2 * DAY, "felt change", "ann")
+    planning.plan(ASSETS[2], now - 2 * HOUR, now + 6 * HOUR, "impeller change", "bob")
+    planning.plan("", now - 9 * DAY, now - 8 * DAY, "summer stop", "ann")
+    people = Users(database, cost=Cost(16, 1, 1))
+    for name, role in (("ann", "admin"), ("bob", "operator"), ("carla", "viewer")):
+        people.add(name, role, secrets.token_urlsafe(12), by="local")
+    people.add_token("scada", "viewer", by="ann", expires_at=now + 365 * DAY)
     _work(database, now)
     newest = AlertStore(database).alerts(asset=ASSETS[0], limit=1)[0]
     return database, newest.id
@@ -80,14 +96,23 @@ def _episode(rng: np.random.Generator, now: int) -> Episode:
 
 
 def _reasons(first: int, peak: float, now: int) -> str:
-    directions = ("low", "high", "pattern")
+    directions, rng = ("low", "high", "pattern"), np.random.default_rng(first)
     tags = [
         {"tag": TAGS[(first + k) % len(TAGS)], "share": s, "value": 12.4 + 7 * k, "low": 14.0, "high": 18.5 + k,
          "direction": directions[k]}
         for k, s in enumerate((0.62, 0.21, 0.09))
     ]  # fmt: skip
+    wave = np.sin(np.arange(120) / 9)
+    ramp = np.maximum(np.arange(120) - 70, 0) / 12
+    curves = [
+        {"tag": t["tag"], "low": t["low"], "high": t["high"],
+         "actual": np.round(16 + wave + rng.normal(0, 0.2, 120) + (-1) ** (k + 1) * ramp * (3 - k) / 2, 3).tolist(),
+         "expected": np.round(16 + wave, 3).tolist()}
+        for k, t in enumerate(tags)
+    ]  # fmt: skip
+    excerpt = {"before": list(range(119 * 60, -1, -60)), "tags": curves}
     alike = [{"asset": ASSETS[0], "time_us": now - 200 * DAY, "event": True, "distance": 1.3 + peak / 100}]
-    return json.dumps({"tags": tags, "alike": alike})
+    return json.dumps({"tags": tags, "alike": alike, "excerpt": excerpt})
 
 
 def _write_scores(path: Path, alert: Episode, rng: np.random.Generator) -> None:
@@ -152,8 +177,9 @@ def main() -> None:
         with served(database) as address:
             for name, page in PAGES.items():
                 for suffix, size in SIZES.items():
+                    window = (size[0], TALL.get(name, size[1]))
                     if given.only in name:
-                        picture(browser, address + page.format(id=id), given.out / f"{name}{suffix}.png", size)
+                        picture(browser, address + page.format(id=id), given.out / f"{name}{suffix}.png", window)
             picture(browser, address + "/", given.out / "alert-list-dark.png", SIZES[""], dark=True)
 
 

@@ -17,7 +17,20 @@ import typer
 
 from anomaly.config import Settings
 from anomaly.errors import AnomalyError, Fault, UsageError
-from pipelines import cli_alerts, cli_models, cli_watch, cli_windows, home, terminal
+from pipelines import (
+    cli_alerts,
+    cli_assets,
+    cli_feedback,
+    cli_models,
+    cli_notify,
+    cli_scoring,
+    cli_shadow,
+    cli_spark,
+    cli_watch,
+    cli_windows,
+    home,
+    terminal,
+)
 from pipelines.serve import serve
 from pipelines.stopping import Stopped
 
@@ -33,9 +46,12 @@ models = typer.Typer(no_args_is_help=True, help="Registered models.")
 cli_models.add_to(models)
 cli_windows.add_to(app)
 cli_watch.add_to(app)
+cli_scoring.add_to(app)
 app.add_typer(models, name="models")
 app.add_typer(cli_alerts.alerts, name="alerts")
 app.add_typer(cli_alerts.users, name="users")
+cli_feedback.add_to(app)
+cli_notify.add_to(app)
 app.command(epilog="Example: `anomaly serve --port 8000`")(serve)
 
 INTERRUPTED = 130
@@ -214,21 +230,20 @@ def train(
         float | None, typer.Option(help="Share of normal rows that may pass (rules quantile, tail).")
     ] = None,
     threshold: Annotated[float | None, typer.Option(help="Score that raises an alert (rule fixed).")] = None,
+    per: cli_assets.Per = None,
+    class_column: cli_assets.ClassColumn = None,
     as_json: Json = False,
 ) -> None:
-    """Train on the normal part of a log, evaluate on its last part, register the model."""
-    from pipelines.train import train as run
-
+    """Train on the normal part of a log, evaluate on its last part, register the model (or many: --per asset, --per class)."""
     settings = settings.changed(
         encoder={"name": encoder, "front": front},
         detection={"detectors": _listed(detectors), "fusion": fusion},
         fine_tuning={"enabled": fine_tune, "verdicts": verdicts},
         training={"epochs": epochs, "seed": seed, "learning_curve": learning_curve},
         threshold={"rule": rule, "budget": budget, "floor": floor, "rate": rate, "value": threshold},
+        assets={"models": per, "class_column": class_column},
     ).named(name)
-    with terminal.progress(as_json) as progress:
-        done = run(source or [Path(p) for p in settings.log.paths], settings, out, progress)
-    _finish(done.to_dict(), as_json, lambda: terminal.show_trained(done))
+    cli_assets.train(source or [Path(p) for p in settings.log.paths], settings, out, as_json)
 
 
 Model = Annotated[str, typer.Option(help="Bundle folder, models:/NAME@champion, models:/NAME/2, or a name.")]
@@ -257,16 +272,32 @@ def score(
     model: Model = "anomaly",
     out: Annotated[Path, typer.Option(help="Score file to write (Parquet).")] = Path("scores.parquet"),
     no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Write the score file only.")] = False,
+    engine: Annotated[str, typer.Option(help="local, or spark: Parquet by asset, on many processes.")] = "local",
+    master: Annotated[str | None, typer.Option(help="Where Spark runs: local[2], spark://HOST:7077 …")] = None,
+    shadow: Annotated[
+        str | None,
+        typer.Option(help="A challenger that scores beside the model and raises no alerts: NAME@challenger."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score logs: one row per log row, and alerts into the database."""
+    """Score logs: one row per log row, and alerts into the database.
+
+    With --engine spark, files and assets that are refused are set aside and the exit status is 6.
+    """
     from pipelines.score import score as run
     from registry.bundle import load_bundle
     from registry.catalogue import resolve
 
+    database = None if no_alerts else home.alert_database()
+    if shadow is not None:
+        cli_shadow.score(engine, logs, model, shadow, out, database, as_json)
+        return
+    if cli_spark.score(engine, master, logs, model, out, database, as_json):
+        return
+    if cli_assets.score(logs, model, out, database, as_json):
+        return
     with terminal.progress(as_json) as progress:
         fitted = load_bundle(resolve(model, home.home()))
-        database = None if no_alerts else home.alert_database()
         done = run(logs, fitted, fitted.settings.name, out, database, progress)
     _finish(done.to_dict(), as_json, lambda: terminal.show_scored(done))
 

@@ -257,7 +257,7 @@ class _Run:
         """Raw windows to embeddings and scores."""
         total, size = self.store.n_windows, self._block()
         workers = self.options.workers or cores()
-        blocks = self.store.raw_blocks(size, start)
+        blocks = self.store.raw_blocks(size, start, self.model.ensemble.trail)
         for pieces in in_order(self.passes, blocks, workers):
             for piece in pieces:
                 self._write(file, piece)

@@ -6,7 +6,6 @@ between is finished by running the same command again.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,11 +30,13 @@ from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
 from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
-from anomaly.scores.explain import tag_reasons, top_shares
-from anomaly.stream import Evidence
+from anomaly.scores.explain import top_shares
 from pipelines import drift_report
 from pipelines.drift_report import DriftSample
+from pipelines.excerpt import Told
+from pipelines.feedback import with_threshold
 from pipelines.ingest import log_files
+from pipelines.notify import after_record
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -85,6 +86,11 @@ def episode_rules(model: AnomalyModel) -> EpisodeRules:
     return EpisodeRules(own.off, own.min_rows, round(own.merge_gap * model.contract.period_us), model.max_gap_us)
 
 
+def slack_us(model: AnomalyModel) -> int:
+    """How long around a sensor's fault windows hold rows of it: one window and the longest step without a break."""
+    return model.lookback * model.contract.period_us + model.max_gap_us
+
+
 def score(
     paths: Sequence[Path],
     model: AnomalyModel,
@@ -102,9 +108,11 @@ def score(
     files = log_files(paths)
     if out.resolve() in {f.resolve() for f in files}:
         raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
+    model, threshold_told = with_threshold(model, database)
     log = open_for(model, files, progress)
     model.engine_kind = kind_for(log.rows)
-    run, covered = Scored(out, notices=log.notices), Coverage(model.max_gap_us)
+    notices = (*log.notices, threshold_told) if threshold_told else log.notices
+    run, covered = Scored(out, notices=notices), Coverage(model.max_gap_us)
     trackers, sample = Trackers(model), DriftSample(len(model.contract.tags))
     profile = QualityProfile.from_dict(model.quality)
     watch = QualityWatch(profile, model.contract, max_gap=model.settings.window.max_gap)
@@ -120,7 +128,12 @@ def score(
     killpoint("score.after_parquet")
     run.episodes, run.findings = trackers.finish(), watch.finish()
     if database is not None:
-        run.recorded = AlertStore(database).record_batch(_batch(log, model, model_name, run, covered), run.episodes)
+        sha256 = log.files[0].sha256 if len(log.files) == 1 else log.fingerprint
+        names = ", ".join(f.path.name for f in log.files)
+        batch = batch_record(model, model_name, run, covered, sha256=sha256, file_name=names)
+        run.recorded = AlertStore(database).record_batch(batch, run.episodes)
+        killpoint("score.before_findings")
+        after_record(database, run.findings, run.episodes, slack_us(model))
     killpoint("score.after_record")
     run.drifts = drift_report.report(model, sample, len(run.episodes), drift_report.drift_path(out))
     run.notices += drift_report.notices(run.drifts)
@@ -161,13 +174,8 @@ class Trackers:
             tracker = self._own.setdefault(asset, self._new(asset))
             told = np.full(len(mine.time), "", dtype=object)
             for i in np.flatnonzero(mine.evidence != None):  # noqa: E711  an array is compared element by element
-                told[i] = self._reasons(mine.shares[i], mine.evidence[i])
+                told[i] = Told(self._model, self._ranges, mine.shares[i], mine.evidence[i])
             tracker.update(mine.time, mine.score, OUTCOMES[mine.outcome], mine.reason, mine.shares, told)
-
-    def _reasons(self, shares: NDArray[np.float32], evidence: Evidence) -> str:
-        """What an alert says of its peak, as JSON text."""
-        tags = tag_reasons(shares, evidence.values, *self._ranges, self._model.contract.tags)
-        return json.dumps({"tags": [t.to_dict() for t in tags], "alike": [a.to_dict() for a in evidence.alike]})
 
     def _new(self, asset: str) -> EpisodeTracker:
         model = self._model
@@ -259,12 +267,15 @@ def _count(run: Scored, rows: ScoredRows) -> None:
     run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
 
 
-def _batch(log: PlantLog, model: AnomalyModel, model_name: str, run: Scored, covered: Coverage) -> BatchRecord:
+def batch_record(
+    model: AnomalyModel, model_name: str, run: Scored, covered: Coverage, *, sha256: str, file_name: str
+) -> BatchRecord:
+    """The ledger's entry for a scored log; ``sha256`` is the log's digest, by which it is known when it comes again."""
     return BatchRecord(
-        sha256=log.files[0].sha256 if len(log.files) == 1 else log.fingerprint,
+        sha256=sha256,
         model=model.digest or model.contract.fingerprint(),
         model_name=model_name,
-        file_name=", ".join(f.path.name for f in log.files),
+        file_name=file_name,
         rows=run.rows,
         outcomes=dict(run.outcomes),
         covered=covered.spans,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from anomaly.data.store import WindowStore
 from anomaly.errors import Fault, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import sha256
-from anomaly.fitting import Fitted, Progress, fit_model, silent
+from anomaly.fitting import Fitted, Progress, fit_model, refit, silent
 from anomaly.scores.thresholds import Threshold
 from pipelines.evaluate import Judged, evaluate_store
 from pipelines.home import home, reports
@@ -26,7 +26,10 @@ from pipelines.ingest import Ingested, ingest, is_store
 from pipelines.learning_curve import learning_curve
 from pipelines.report import LearningPoint, write_report
 from registry.bundle import save_bundle
-from registry.tracking import record_run
+from registry.tracking import Membership, record_run
+
+#: What the report says of a model whose figures were made before its last step.
+_REFITTED = {"once judged": "the detectors learned anew from all normal windows, the newest as well (detection.refit)"}
 
 
 @dataclass(frozen=True)
@@ -60,41 +63,59 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
         raise UsageError(Fault("E2001", "a log, a window store, or log.paths in the settings file", "none"))
     if out is not None:
         check_bundle_target(out)
-    with _workdir(paths, settings) as workdir:
+    with work_folder(paths, settings) as workdir:
         prepared = _prepare(paths, settings, workdir, progress)
         killpoint("train.after_ingest")
-        with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
-            settings = _as_stored(settings, store)
-            started = time.perf_counter()
-            fitted = fit_model(store, settings, workdir / "training", progress)
-            seconds = time.perf_counter() - started
-            keep_curves(workdir / "training" / "logs", settings.name, prepared.fingerprint)
-            findings = _watch_quality(store, fitted)
-            killpoint("train.after_fit")
-            judged = evaluate_store(store, fitted, prepared, findings, progress)
-            learned = _learning_curve(store, settings, workdir, judged, seconds, progress)
-            split, audits = store.split.to_dict(), {k: a.to_dict() for k, a in fitted.model.audits.items()}
-        report = reports() / f"{settings.name}-{prepared.fingerprint[:12]}.html"
-        progress("report", 0, 1)
-        write_report(report, replace(judged.report, learning=learned, facts={**judged.report.facts, **peak_memory()}))
-        progress("report", 1, 1)
-        bundle = out or workdir / "bundle"
-        digest = save_bundle(fitted.model, bundle)
-        killpoint("train.after_bundle")
-        progress("register", 0, 1)
-        registered = record_run(
-            fitted.model,
-            bundle,
-            name=settings.name,
-            settings=settings.to_dict(),
-            fingerprint=prepared.fingerprint,
-            split={"parts": split, "audits": audits},
-            metrics=judged.metrics(),
-            history={"loss": fitted.history.loss, "val_loss": fitted.history.val_loss, **fitted.history.parts},
-            report=report,
-            tags={"bundle_digest": digest, "rows": str(prepared.rows)},
-        )
-        progress("register", 1, 1)
+        return train_prepared(prepared, settings, workdir, out, progress)
+
+
+def train_prepared(
+    prepared: Ingested,
+    settings: Settings,
+    workdir: Path,
+    out: Path | None,
+    progress: Progress = silent,
+    member: Callable[[Judged, Fitted], Membership] | None = None,
+) -> Trained:
+    """Fit, evaluate and register on a window store that is there; ``member`` says what to record of a family's model.
+
+    Raises as ``train``.
+    """
+    with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
+        settings = _as_stored(settings, store)
+        started = time.perf_counter()
+        fitted = fit_model(store, settings, workdir / "training", progress)
+        seconds = time.perf_counter() - started
+        keep_curves(workdir / "training" / "logs", settings.name, prepared.fingerprint)
+        findings = _watch_quality(store, fitted)
+        killpoint("train.after_fit")
+        judged = evaluate_store(store, fitted, prepared, findings, progress)
+        learned = _learning_curve(store, settings, workdir, judged, seconds, progress)
+        refitted = refit(store, fitted.model, progress)
+        split, audits = store.split.to_dict(), {k: a.to_dict() for k, a in fitted.model.audits.items()}
+    report = reports() / f"{settings.name}-{prepared.fingerprint[:12]}.html"
+    progress("report", 0, 1)
+    facts = {**judged.report.facts, **(_REFITTED if refitted else {}), **peak_memory()}
+    write_report(report, replace(judged.report, learning=learned, facts=facts))
+    progress("report", 1, 1)
+    bundle = out or workdir / "bundle"
+    digest = save_bundle(fitted.model, bundle)
+    killpoint("train.after_bundle")
+    progress("register", 0, 1)
+    registered = record_run(
+        fitted.model,
+        bundle,
+        name=settings.name,
+        settings=settings.to_dict(),
+        fingerprint=prepared.fingerprint,
+        split={"parts": split, "audits": audits},
+        metrics=judged.metrics(),
+        history={"loss": fitted.history.loss, "val_loss": fitted.history.val_loss, **fitted.history.parts},
+        report=report,
+        tags={"bundle_digest": digest, "rows": str(prepared.rows)},
+        member=member(judged, fitted) if member else None,
+    )
+    progress("register", 1, 1)
     return Trained(
         registered.name,
         registered.version,
@@ -137,7 +158,7 @@ def check_bundle_target(out: Path) -> None:
 
 
 @contextmanager
-def _workdir(paths: Sequence[Path], settings: Settings) -> Iterator[Path]:
+def work_folder(paths: Sequence[Path], settings: Settings) -> Iterator[Path]:
     """A folder of this job's own. What a killed run of the same job left there is removed first, but for the checkpoint
     of its training, which this run goes on from; an interrupted one keeps it too."""
     job = json.dumps([sorted(str(p.resolve()) for p in paths), settings.to_dict()], sort_keys=True)

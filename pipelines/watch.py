@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from alerts.episodes import Episode
 from alerts.store import AlertStore, BatchRecord
 from anomaly.config import parse_duration
 from anomaly.data.readers import PlantLog, open_log
@@ -32,7 +33,10 @@ from anomaly.files import atomic_path, sha256
 from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
 from pipelines import drift_report
 from pipelines.drift_report import DriftSample
-from pipelines.score import episode_rules, score_table, score_writer
+from pipelines.feedback import with_threshold
+from pipelines.notify import after_record
+from pipelines.score import episode_rules, score_table, score_writer, slack_us
+from pipelines.watch_sensors import sensor_watch
 from pipelines.watch_state import WatchState, model_key
 
 _log = logging.getLogger(__name__)
@@ -138,9 +142,13 @@ class Watch:
         if out.resolve() == folder.resolve():
             raise UsageError(Fault("E2003", "another folder for the scores", "the watched folder", file=str(out)))
         self.folder, self.out, self.place, self.options = folder, out, place, options
-        self.model, self.model_name = model, model_name
-        model.engine_kind = "auto"
+        self.model_name = model_name
         self._store = None if database is None else AlertStore(database, wait_s=_DATABASE_WAIT_S)
+        self._loaded = self.model = model
+        model.engine_kind = "auto"
+        self._sensors = sensor_watch(model)
+        self._episodes: list[Episode] = []  # recorded, but not yet looked at for floods
+        model = self.model = self._with_threshold()[0]
         self.state = WatchState.load(place / STATE, model, options.lateness_us)
         if not (place / STATE).exists():  # the name of the score files must outlive a kill in the first turn
             self.state.save(place / STATE)
@@ -162,12 +170,15 @@ class Watch:
         Raises Unavailable E5002 for the disk; then the turn did not happen, but for files that were quarantined.
         """
         done = Turn()
+        if files:
+            self._follow_threshold(done)
         try:
             scored = self._scored(files, everything, done)
             if files or done.rows:
                 self._close(scored, done)
         except BaseException:
             self.state = WatchState.load(self.place / STATE, self.model, self.options.lateness_us)
+            self._sensors = sensor_watch(self.model)
             raise
         return done
 
@@ -181,14 +192,42 @@ class Watch:
             batch, episodes = self.state.unrecorded[0]
             new += self._store.record_batch(batch, episodes)
             killpoint("watch.after_record")
+            self._episodes += episodes
             del self.state.unrecorded[0]
+        if self._store is not None and (self._sensors.fresh or self._episodes):
+            after_record(self._store.database, self._sensors.findings(), self._episodes, slack_us(self.model))
+            self._sensors.fresh, self._episodes = False, []
         return new
 
     def use(self, model: AnomalyModel) -> None:
         """Go on with another model of the same sensors; raises UsageError E2001 for others."""
-        self.state.with_model(model)
-        self.model = model
         model.engine_kind = "auto"
+        self._loaded, before = model, self._loaded
+        model = self._with_threshold()[0]
+        try:
+            self.state.with_model(model)
+        except UsageError:
+            self._loaded = before
+            raise
+        self.model, self._sensors = model, sensor_watch(model)
+
+    def _with_threshold(self) -> tuple[AnomalyModel, str]:
+        """The model with the threshold that people set, and that in words; as it is where the database does not answer."""
+        database = None if self._store is None else self._store.database
+        try:
+            return with_threshold(self._loaded, database)
+        except Unavailable as error:
+            _log.warning("the threshold stays as it is: %s", error)
+            known = self.model if self.model.digest == self._loaded.digest else self._loaded
+            return known, ""
+
+    def _follow_threshold(self, done: Turn) -> None:
+        """Go on with another threshold where people set one since the last turn: rows that come are judged by it."""
+        model, told = self._with_threshold()
+        if model.threshold.value != self.model.threshold.value:
+            self.model = model
+            self.state = WatchState.load(self.place / STATE, model, self.options.lateness_us)
+            done.notices.append(told or f"the model's own threshold {model.threshold.value:.6g} holds again")
 
     # -- a turn -------------------------------------------------------------------------------------------------------
 
@@ -333,6 +372,8 @@ class _Part:
         chunk = state.order.release(everything)
         if chunk is None:
             return
+        if self._watch._store is not None:
+            self._watch._sensors.update(chunk)
         if self._writer is None:
             temporary = self._stack.enter_context(atomic_path(self.path))
             self._writer = self._stack.enter_context(score_writer(temporary))

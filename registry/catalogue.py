@@ -256,21 +256,69 @@ def _is_sound(folder: Path, digest: str) -> bool:
 
 
 def _fetch(state: State, uri: str, target: Path, digest: str) -> None:
-    """Copy a bundle's files, and nothing else that lies beside them, to ``target``; it appears once verified."""
+    """Copy a bundle's files to ``target``; it appears once verified. What lies beside them is looked at and left there."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory(dir=state.cache) as download, atomic_path(target, folder=True) as temporary:
         temporary.chmod(0o700)
+        _check_surroundings(uri.removesuffix(f"/{BUNDLE_PATH}"), Path(download))
         for member in sorted(MEMBERS):
             try:
                 source = download_artifacts(artifact_uri=f"{uri}/{member}", dst_path=download)
             except MlflowException as error:
+                if error.error_code == "INVALID_PARAMETER_VALUE":  # a link that leads out of the artifacts
+                    raise refused(
+                        "E4005", "a plain file", error, "do not use the version", f"{uri}/{member}"
+                    ) from error
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise refused("E4002", "the file of the registered model", error, "register it again", uri) from error
             shutil.copyfile(source, temporary / member)
         verify_bundle(temporary, expect_digest=digest)
+
+
+def _check_surroundings(uri: str, download: Path) -> None:
+    """Refuse a logged model at ``uri`` that holds code or a file too many (E4005), or that MLflow would load by another
+    loader than ours (E4003): somebody changed it, and ``mlflow models serve`` would run what they put there."""
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    from registry.pyfunc import DESCRIPTION, check_description
+
+    root = {Path(e.path).name: e.is_dir for e in _listed(uri)}
+    data, bundle = BUNDLE_PATH.split("/")
+    wrong = [n for n, folder in root.items() if (n != data) if folder or Path(n).suffix not in _DESCRIBING]
+    wrong += [n for n in (Path(e.path).name for e in _listed(f"{uri}/{data}")) if n != bundle]
+    wrong += [n for n in (Path(e.path).name for e in _listed(f"{uri}/{BUNDLE_PATH}")) if n not in MEMBERS]
+    if wrong:
+        hint = "the registry was changed after training: do not use the version"
+        raise refused("E4005", "the files that were registered", f"also {wrong[0]}", hint, uri)
+    for name in sorted(set(root) & set(DESCRIPTION)):
+        try:
+            download_artifacts(artifact_uri=f"{uri}/{name}", dst_path=str(download))
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            raise refused("E4005", "a plain file", error, "do not use the version", f"{uri}/{name}") from error
+    check_description(download)
+
+
+#: Kinds of files that describe a logged model; none of them is run, and `check_description` reads those that name code.
+_DESCRIBING = frozenset({"", ".txt", ".yaml", ".yml", ".json", ".toml", ".lock"})
+
+
+def _listed(uri: str) -> list[Any]:
+    """What MLflow lists at ``uri``; nothing where there is no such folder."""
+    from mlflow.artifacts import list_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return list(list_artifacts(artifact_uri=uri))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
 
 
 def _note(state: State, wanted: _Reference) -> Path:

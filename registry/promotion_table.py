@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly.errors import Fault, ModelRefused, Unavailable
+from anomaly.errors import Fault, ModelRefused, Unavailable, UsageError
 from anomaly.faults import killpoint
 from registry.state import State, locked, private_folder
 
@@ -206,6 +206,9 @@ class PromotionTable:
             if type(error).__module__.partition(".")[0] not in ("sqlite3", "sqlalchemy", "psycopg2", "psycopg"):
                 raise
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            if "cannot contain NUL" in first_line:
+                hint = "leave the zero byte out; nothing was changed"
+                raise UsageError(Fault("E2001", "text that the promotion table can store", first_line, hint)) from error
             hint = "nothing was changed; running again is safe"
             fault = Fault(
                 "E5003", "an answer from the promotion table", _CREDENTIALS.sub("://", first_line), hint, self.where
@@ -256,10 +259,16 @@ def _sqlite(path: Path) -> sqlite3.Connection:
 
 
 def _postgres(uri: str) -> Any:
-    """A plain connection of the engine that MLflow would use for the same address."""
-    from mlflow.store.db.utils import create_sqlalchemy_engine
+    """A plain connection to the address, which libpq reads as SQLAlchemy does once the driver's name is out of it."""
+    try:
+        import psycopg
+    except ModuleNotFoundError:  # another driver: a connection of the engine that MLflow would use
+        from mlflow.store.db.utils import create_sqlalchemy_engine
 
-    return create_sqlalchemy_engine(uri).raw_connection()
+        return create_sqlalchemy_engine(uri).raw_connection()
+    _, _, rest = uri.partition("://")
+    waits: dict[str, Any] = {} if "connect_timeout" in rest else {"connect_timeout": 10}
+    return psycopg.connect(f"postgresql://{rest}", **waits)
 
 
 def _insertion(entry: Entry) -> tuple[str, tuple[Any, ...]]:

@@ -7,6 +7,8 @@ code.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,21 @@ import pandas as pd
 
 from anomaly.data.contract import LogContract
 from anomaly.errors import Fault, InputRefused
-from registry.bundle import load_bundle
+from registry.bundle import load_bundle, refused
+from registry.tracking import BUNDLE_PATH, NEEDS
 
 if TYPE_CHECKING:
     from anomaly.model import AnomalyModel
 
 #: Faults of one request that are reported at most.
 _MOST_FAULTS = 20
+
+#: Files that describe a logged model to MLflow: what it would import, and what it would install.
+DESCRIPTION = ("MLmodel", "requirements.txt", "conda.yaml", "python_env.yaml")
+_LONGEST_DESCRIPTION = 1 << 20
+_FLAVOR_KEYS = {"code", "data", "env", "loader_module", "python_version", "streamable"}
+_PINNED = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)==[A-Za-z0-9_.+!-]+")
+_PLAIN = re.compile(r"pip|python=[0-9.]+|-r requirements\.txt|(?:setuptools|wheel|pip)==[0-9.]+")
 
 
 class ServedModel:
@@ -49,6 +59,72 @@ class ServedModel:
 def _load_pyfunc(data_path: str) -> ServedModel:
     """MLflow's entry: the model in the bundle at ``data_path``, after every check of ``load_bundle``."""
     return ServedModel(load_bundle(Path(data_path)))
+
+
+def check_description(folder: Path) -> None:
+    """Refuse the ``DESCRIPTION`` of a logged model that is not as ``registry.tracking`` writes it.
+
+    MLflow imports the module that ``MLmodel`` names and installs what the requirements name, before any code of ours is asked.
+    Raises ModelRefused E4002 where ``MLmodel`` is missing, E4003 for another loader, a code folder, another flavor, or a
+    requirement that is no pinned package of ours.
+    """
+    texts = {name: _described(folder / name) for name in DESCRIPTION if (folder / name).is_file()}
+    if "MLmodel" not in texts:
+        raise refused("E4002", "the file of the registered model", "no such file", "register it again", "MLmodel")
+    flavors = _yaml(folder, "MLmodel").get("flavors")
+    own = flavors.get("python_function") if isinstance(flavors, dict) and set(flavors) == {"python_function"} else None
+    if not isinstance(own, dict) or not set(own) <= _FLAVOR_KEYS or own.get("code") is not None:
+        raise refused("E4003", "the flavor python_function without code", flavors, _CHANGED, "MLmodel")
+    if (own.get("loader_module"), own.get("data")) != (__name__, BUNDLE_PATH):
+        found = (own.get("loader_module"), own.get("data"))
+        raise refused("E4003", f"the loader {__name__} of {BUNDLE_PATH}", found, _CHANGED, "MLmodel")
+    wanted = [(name, line) for name in texts if name == "requirements.txt" for line in texts[name].split("\n")]
+    for name in ("conda.yaml", "python_env.yaml"):
+        if name in texts:
+            table = _yaml(folder, name)
+            parts = [table.get("dependencies"), table.get("build_dependencies")]
+            wanted += [(name, line) for line in _strings(parts)]
+    for name, line in wanted:
+        pinned = _PINNED.fullmatch(line.strip())
+        if line.strip() and not _PLAIN.fullmatch(line.strip()) and (pinned is None or pinned["name"] not in NEEDS):
+            raise refused("E4003", f"pinned packages of {', '.join(NEEDS)}", line, _CHANGED, name)
+
+
+_CHANGED = "the registry was changed after training: do not use the version; train or register it again"
+
+
+def _described(path: Path) -> str:
+    """A file of the description as text."""
+    try:
+        with path.open("rb") as stream:
+            blob = stream.read(_LONGEST_DESCRIPTION + 1)
+        if len(blob) > _LONGEST_DESCRIPTION:
+            raise ValueError(f"more than {_LONGEST_DESCRIPTION} bytes")
+        return blob.decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise refused("E4003", "a description of the model as text", error, _CHANGED, path.name) from error
+
+
+def _yaml(folder: Path, name: str) -> dict[str, Any]:
+    """A table of plain YAML: tags that would make objects are refused."""
+    from mlflow.utils.yaml_utils import read_yaml
+
+    try:
+        table = read_yaml(str(folder), name)
+    except Exception as error:  # the YAML library has its own errors, which are not imported here
+        raise refused("E4003", "plain YAML", type(error).__name__, _CHANGED, name) from error
+    if not isinstance(table, dict):
+        raise refused("E4003", "a table", type(table).__name__, _CHANGED, name)
+    return table
+
+
+def _strings(value: object) -> Iterator[str]:
+    """The leaves of nested lists and tables, as text."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)
+    elif value is not None:
+        yield str(value)
 
 
 def read_rows(frame: pd.DataFrame, contract: LogContract) -> pd.DataFrame:

@@ -187,7 +187,7 @@ def _is_unreachable(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code not in _ASKED_WRONGLY
     package = type(error).__module__.partition(".")[0]
-    return package in {"sqlalchemy", "requests", "urllib3", "sqlite3", "psycopg"}
+    return package in {"sqlalchemy", "requests", "urllib3", "sqlite3", "psycopg", "google"}  # google: not MLflow's JSON
 
 
 def _unavailable(state: State, error: Exception) -> Unavailable:

@@ -6,6 +6,8 @@ pickle, and MLflow's own tools (``mlflow models serve``, Spark) load it with the
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
@@ -37,12 +39,17 @@ CHALLENGER = "challenger"
 #: Tag of a model version that holds the digest its bundle must have.
 DIGEST_TAG = "bundle_digest"
 
+#: Tag of a registered model that is one of a family, and the tags of its versions.
+FAMILY_TAG, KIND_TAG, GROUP_TAG, ASSETS_TAG, KEY_TAG = "family", "family_kind", "group", "assets", "training_key"
+
 #: Folder of the bundle inside the logged model.
 BUNDLE_PATH = "data/bundle"
 
 #: What loading and scoring with a bundle needs; the installed versions are pinned in the logged model.
 NEEDS = ("tensorflow-cpu", "tensorflow", "keras", "h5py", "numpy", "scipy", "pandas", "scikit-learn", "mlflow")
 
+_DATASET = "log"
+_PACKAGES = ("anomaly", "registry", "alerts", "pipelines")
 _LONGEST_PARAM = 500
 _LONGEST_DIGEST = 36  # MLflow's column for a data set's digest
 _BATCH = 1000  # metrics in one request, MLflow's limit
@@ -60,6 +67,21 @@ class RegisteredModel:
     aliases: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Membership:
+    """That a model is one of a family of models, one per asset or per class of assets.
+
+    ``key`` is the digest of what it was trained from and how; ``tags`` go to the version, beside the ``assets``.
+    """
+
+    family: str
+    kind: str  # "asset" or "class"
+    group: str  # the asset, or the class
+    assets: tuple[str, ...]
+    key: str
+    tags: Mapping[str, str]
+
+
 def record_run(
     model: AnomalyModel,
     bundle: Path,
@@ -72,14 +94,16 @@ def record_run(
     history: Mapping[str, list[float]],
     report: Path | None = None,
     tags: Mapping[str, str] | None = None,
+    member: Membership | None = None,
     home: Path | None = None,
 ) -> RegisteredModel:
     """Record one training run and register the model in ``bundle`` as the next version of ``name``.
 
-    ``fingerprint`` is the hex digest of the training data; ``split`` any JSON-ready value; ``metrics`` are tied to
-    the model (non-finite ones are named in the tag ``undefined_metrics``); ``history`` holds a list per curve, one
-    value per epoch. The version gets the alias ``challenger``, and ``champion`` as well if there is none; afterwards the
-    champion changes by ``registry.promotion`` alone. On an exception the run is marked FAILED; runs that a killed process
+    ``fingerprint`` is the hex digest of the training data; ``split`` any JSON-ready value; ``metrics`` are tied to the model and
+    the data (non-finite ones are named in the tag ``undefined_metrics``); ``history`` holds a list per curve, one value per
+    epoch. Run and version say in words what they are, and carry the version and digest of our code, so that the lists of
+    ``mlflow ui`` can be read. The version gets the alias ``challenger``, and ``champion`` as well if there is none; afterwards
+    the champion changes by ``registry.promotion`` alone. On an exception the run is marked FAILED; runs that a killed process
     left RUNNING are marked KILLED by the next one.
 
     Raises ModelRefused (the bundle), Unavailable E5003 (MLflow does not answer).
@@ -91,14 +115,16 @@ def record_run(
 
         experiment = _experiment(client, state)
         end_abandoned_runs(client, experiment)
-        own = {"bundle_digest": digest, "data_fingerprint": fingerprint, "process": _process(), **(tags or {})}
+        own = {"bundle_digest": digest, "data_fingerprint": fingerprint, "process": _process(), **code_version()}
+        own |= {**_kinds(settings), **_family_tags(member), **(tags or {})}
         with mlflow.start_run(experiment_id=experiment, run_name=name, tags=own) as run:
             _log_what_was_run(client, run.info.run_id, settings, fingerprint, split, history, report)
             killpoint("registry.before_log")
             model_id = _log_model(model, bundle, name)
             killpoint("registry.after_log")
-            _log_metrics(client, run.info.run_id, metrics, model_id)
-            version = _register(client, name, model_id, run.info.run_id, digest)
+            _log_metrics(client, run.info.run_id, metrics, model_id, fingerprint)
+            version = _register(client, name, model_id, run.info.run_id, digest, member)
+            _describe(client, run.info.run_id, name, version, metrics)
             killpoint("registry.before_alias")
             aliases = _set_aliases(client, PromotionTable(state), name, version, digest)
     return RegisteredModel(name, version, run.info.run_id, model_id, aliases)
@@ -144,6 +170,56 @@ def end_abandoned_runs(client: MlflowClient, experiment: str) -> int:
     for run_id in gone:
         client.set_terminated(run_id, "KILLED")
     return len(gone)
+
+
+def code_version() -> dict[str, str]:
+    """Which code this is: the installed version, and a digest of our sources, which an edit changes too."""
+    installed = {"code_version": ", ".join(installed_versions(("plant-anomaly",)).values())}
+    return {**{k: v for k, v in installed.items() if v}, "code_digest": _code_digest()}
+
+
+@functools.cache
+def _code_digest() -> str:
+    """First 16 hex digits of the digest of every source file of the four packages; they lie beside each other."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(p for package in _PACKAGES for p in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _kinds(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Tags that runs are compared by at a glance."""
+    encoder, detection = settings.get("encoder") or {}, settings.get("detection") or {}
+    found = {"encoder": encoder.get("name"), "detectors": ", ".join(detection.get("detectors") or ())}
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _family_tags(member: Membership | None) -> dict[str, str]:
+    return {FAMILY_TAG: member.family, GROUP_TAG: member.group[:_LONGEST_PARAM]} if member else {}
+
+
+def _describe(client: MlflowClient, run_id: str, name: str, version: int, metrics: Mapping[str, float]) -> None:
+    """Name and words of the run and the version, as MLflow's pages show them."""
+    words = in_words(metrics)
+    client.set_tag(run_id, "mlflow.runName", f"{name} v{version}")
+    client.set_tag(run_id, "model_version", f"{name}/{version}")
+    client.set_tag(run_id, "mlflow.note.content", f"Model **{name}** version {version}. {words}")
+    client.update_model_version(name, str(version), words)
+
+
+def in_words(metrics: Mapping[str, float]) -> str:
+    """The figures that matter most, each with its interval, in a sentence.
+
+    >>> in_words({"average_precision": 0.5, "average_precision_low": 0.25, "average_precision_high": 0.75})
+    'On the test part: average precision 0.5 (0.25 to 0.75).'
+    """
+    told = []
+    for name in ("average_precision", "event_recall", "false_episodes_per_day"):
+        ends = [metrics.get(f"{name}{end}", math.nan) for end in ("_low", "_high")]
+        if math.isfinite(metrics.get(name, math.nan)):
+            interval = f" ({ends[0]:.3g} to {ends[1]:.3g})" if all(map(math.isfinite, ends)) else ""
+            told.append(f"{name.replace('_', ' ')} {metrics[name]:.3g}{interval}")
+    return f"On the test part: {', '.join(told)}." if told else "No figure is defined on the test part."
 
 
 def _process() -> str:
@@ -197,7 +273,7 @@ def _log_what_was_run(
 
     mlflow.log_params(flat(settings))
     source = CodeDatasetSource({"fingerprint": fingerprint})
-    mlflow.log_input(MetaDataset(source, name="log", digest=fingerprint[:_LONGEST_DIGEST]), context="training")
+    mlflow.log_input(MetaDataset(source, name=_DATASET, digest=fingerprint[:_LONGEST_DIGEST]), context="training")
     mlflow.log_text(json.dumps(split, indent=1, default=str), "split.json")
     now = int(time.time() * 1000)
     curves = [
@@ -212,14 +288,17 @@ def _log_what_was_run(
         mlflow.log_artifact(str(report), "report")
 
 
-def _log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], model_id: str) -> None:
-    """Finite metrics, tied to the run and to the model; the names of the others as a tag."""
+def _log_metrics(
+    client: MlflowClient, run_id: str, metrics: Mapping[str, float], model_id: str, fingerprint: str
+) -> None:
+    """Finite metrics, tied to the run, the model and the data set; the names of the others as a tag."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
     finite = {_UNFIT.sub("_", k): float(v) for k, v in metrics.items() if math.isfinite(v)}
     for part in _parts(finite.items()):
-        client.log_batch(run_id, metrics=[Metric(k, v, now, 0, model_id=model_id, run_id=run_id) for k, v in part])
+        data = {"dataset_name": _DATASET, "dataset_digest": fingerprint[:_LONGEST_DIGEST]}
+        client.log_batch(run_id, metrics=[Metric(k, v, now, 0, model_id, run_id=run_id, **data) for k, v in part])
     undefined = [name for name, value in metrics.items() if not math.isfinite(value)]
     if undefined:
         client.set_tag(run_id, "undefined_metrics", ", ".join(undefined))
@@ -241,7 +320,7 @@ def _log_model(model: AnomalyModel, bundle: Path, name: str) -> str:
         for member in sorted(MEMBERS):
             shutil.copyfile(bundle / member, copy / member)
         logged = mlflow.pyfunc.log_model(
-            name=name,
+            name=name.replace(".", "_"),  # MLflow refuses a dot here, and allows it in the registered name
             loader_module="registry.pyfunc",
             data_path=str(copy),
             pip_requirements=[f"{k}=={v}" for k, v in installed_versions(NEEDS).items()],
@@ -251,8 +330,10 @@ def _log_model(model: AnomalyModel, bundle: Path, name: str) -> str:
     return str(logged.model_id)
 
 
-def _register(client: MlflowClient, name: str, model_id: str, run_id: str, digest: str) -> int:
-    """The next version of ``name``; its digest is recorded in the same step."""
+def _register(
+    client: MlflowClient, name: str, model_id: str, run_id: str, digest: str, member: Membership | None
+) -> int:
+    """The next version of ``name``; its digest is recorded in the same step, and what family it is of."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -260,9 +341,12 @@ def _register(client: MlflowClient, name: str, model_id: str, run_id: str, diges
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(
-        name, f"models:/{model_id}", run_id=run_id, tags={DIGEST_TAG: digest}, model_id=model_id
-    )
+    tags = {DIGEST_TAG: digest}
+    if member:
+        client.set_registered_model_tag(name, FAMILY_TAG, member.family)
+        tags |= {**member.tags, KEY_TAG: member.key, GROUP_TAG: member.group, KIND_TAG: member.kind}
+        tags[ASSETS_TAG] = json.dumps(member.assets)
+    made = client.create_model_version(name, f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id)
     return int(made.version)
 
 

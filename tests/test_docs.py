@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from alerts.notification_settings import NotifySettings
 from anomaly import errors
 from anomaly.config import Settings
 from anomaly.encoders import ENCODERS, encoder_class
@@ -141,6 +142,9 @@ def test_every_settings_example_loads(tmp_path: Path) -> None:
     assert "docs/configuration.md" in {place for place, _ in blocks}
     for _, block in blocks:
         (tmp_path / "example.toml").write_text(block, encoding="utf-8")
+        if block.startswith("[notify]"):
+            assert NotifySettings.from_toml(tmp_path / "example.toml").targets
+            continue
         assert Settings.from_toml(tmp_path / "example.toml") != Settings()
 
 

@@ -115,6 +115,13 @@ def alert_trend(request: Request, visitor: Viewer, id: Number) -> dict[str, Any]
     return trend(own.database, found(own, id))
 
 
+@router.get("/alerts/{id}/curves")
+def alert_curves(request: Request, visitor: Viewer, id: Number) -> dict[str, Any]:
+    """The window behind the peak: actual and expected values of the tags with the largest share; empty where none was kept."""
+    own = services(request)
+    return queries.excerpt(own.database, found(own, id))
+
+
 def _action(name: str) -> Callable[..., dict[str, Any]]:
     def act(request: Request, visitor: Any, id: Number, change: Change) -> dict[str, Any]:
         own = services(request)
@@ -180,6 +187,7 @@ def health(request: Request, visitor: Viewer) -> dict[str, Any]:
     return {
         "assets": told["assets"], "logs": [asdict(x) for x in told["logs"]], "models": [asdict(m) for m in told["models"]],
         "messages": [{"target": target, "state": state, "count": n} for (target, state), n in told["messages"]],
+        "drifts": [asdict(d) for d in told["drifts"]],
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from alerts.web import api, exports, metrics, pages, signing, views
+from alerts.web import admin, api, exports, metrics, pages, planner, signing, views
 from alerts.web.access import SAFE, Visitor, who
 from alerts.web.messages import text
 from alerts.web.rendering import render
@@ -29,10 +29,10 @@ def create_app(services: Services) -> FastAPI:
         title="Plant alerts", version="1", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
     app.state.services = services
-    for part in (signing, pages, views, exports, metrics):
+    for part in (signing, pages, views, planner, admin, exports, metrics):
         for route in part.router.routes:
             route.include_in_schema = False  # the API alone has a schema
-    for part in (signing, pages, views, exports, metrics, api):
+    for part in (signing, pages, views, planner, admin, exports, metrics, api):
         app.router.routes.extend(part.router.routes)  # flat, so that a test can walk every route
     app.add_middleware(Shell, settings=services.settings)
     app.add_exception_handler(HTTPException, _on_http)

@@ -40,7 +40,7 @@ def found(own: Services, id: int) -> Alert:
 
 
 def budget(own: Services) -> dict[str, Any]:
-    """Load of the last seven days against the budget of all assets; remembered for ten seconds."""
+    """Load of the last seven days against the budget of all assets; remembered for a minute."""
 
     def count() -> dict[str, Any]:
         until = queries.now_of_data(own)
@@ -54,7 +54,7 @@ def budget(own: Services) -> dict[str, Any]:
         total = sum(x.count for x in loads)
         return {"until": until, "loads": loads, "assets": len(assets), "may": may, "total": total, "rate": total / 7}
 
-    return own.remembered("budget", 10.0, count)
+    return own.remembered("budget", 60.0, count)
 
 
 @router.get("/")
@@ -96,6 +96,13 @@ def score_curve(request: Request, visitor: Viewer, id: Number) -> JSONResponse:
     return JSONResponse(trend(own.database, found(own, id)))
 
 
+@router.get("/alerts/{id:int}/curves.json")
+def tag_curves(request: Request, visitor: Viewer, id: Number) -> JSONResponse:
+    """The window behind the peak, for the curves of its tags."""
+    own = services(request)
+    return JSONResponse(queries.excerpt(own.database, found(own, id)))
+
+
 def show_alert(
     request: Request, visitor: Visitor, alert: Alert, status: int = 200, **more: Any
 ) -> Response:  # fmt: skip
@@ -107,7 +114,8 @@ def show_alert(
     may = [name for name in allowed(alert.state) if visitor.user.may(ACTIONS[name].role)]
     values: dict[str, Any] = {
         "alert": alert, "told": alert.told(), "events": own.store.events(alert.id)[-200:], "members": members,
-        "similar": queries.similar_past(own, alert), "planned": planned, "lead_left": left, "actions": may,
+        "similar": queries.similar_past(own, alert), "curves": queries.excerpt(own.database, alert),
+        "planned": planned, "lead_left": left, "actions": may,
         "hours": SHELF_HOURS, "people": _people(own) if "assign" in may else [],
         "conflict": None, "fault": None, "comment": "",
     }  # fmt: skip

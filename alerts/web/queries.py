@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import sqlalchemy as sa
 
 from alerts import grouping, tables
-from alerts.alert import Alert, AlertEvent, alert_event
+from alerts.alert import Alert, AlertEvent, alert_event, alert_of
 from alerts.database import Database
-from alerts.listing import Cursor, Filters
-from alerts.states import OPEN
+from alerts.listing import Cursor, Filters, PageQueries
+from alerts.states import CLOSED, OPEN, STATES
 from alerts.web.services import Services
 
 #: Most alerts that a figure is made of, the newest ones; the page says so where this cuts.
@@ -97,6 +98,13 @@ def last_answered(services: Services) -> dict[str, int]:
     return services.remembered("answered", 10.0, services.planning.last_answered)
 
 
+@dataclass(frozen=True)
+class _Tagged:
+    """As much of an alert as likeness needs."""
+
+    top_tags: tuple[tuple[str, float], ...]
+
+
 def similar_past(services: Services, alert: Alert, most: int = 5, least: float = 0.3) -> list[tuple[float, Alert]]:
     """Earlier alerts of the asset whose top tags are alike, the most alike first, with how alike they are (0 to 1).
 
@@ -104,10 +112,21 @@ def similar_past(services: Services, alert: Alert, most: int = 5, least: float =
     """
     if not alert.top_tags:
         return []
-    before = Cursor(alert.start_us, alert.id).text()
-    page = services.store.page(Filters(asset=alert.asset, kinds=(alert.kind,)), before, 200)
-    rated = [(grouping.alike(alert, other), other) for other in page.alerts]
-    return sorted((r for r in rated if r[0] >= least), key=lambda r: (-r[0], -r[1].start_us))[:most]
+    own = tables.alerts.c
+    before = PageQueries(
+        Filters(asset=alert.asset), 200, Cursor(alert.start_us, alert.id), (own.id, own.start_us, own.top_tags)
+    )
+    with services.database.reading() as connection:
+        if connection is None:
+            return []
+        rated = []  # of 200 alerts only the tags are read, and only the few that are alike become alerts
+        for row in connection.execute(before.statements()[0].where(own.kind + "" == alert.kind)):
+            tags = tuple((str(tag), float(share)) for tag, share in json.loads(row.top_tags))
+            rated.append((grouping.alike(alert, cast("Alert", _Tagged(tags))), row.start_us, row.id))
+        best = sorted((r for r in rated if r[0] >= least), reverse=True)[:most]
+        wanted = sa.select(tables.alerts).where(own.id.in_([id for *_, id in best]))
+        others = {row.id: alert_of(row) for row in connection.execute(wanted)}
+    return [(rate, others[id]) for rate, _, id in best]
 
 
 def recent_events(database: Database, since_us: int, most: int = 200) -> list[tuple[AlertEvent, str]]:
@@ -127,6 +146,18 @@ def recent_events(database: Database, since_us: int, most: int = 200) -> list[tu
 def _event(row: sa.Row[Any]) -> AlertEvent:
     values = {name: value for name, value in row._mapping.items() if name != "asset"}
     return AlertEvent(**values | {"detail": json.loads(values["detail"])})
+
+
+def excerpt(database: Database, alert: Alert) -> dict[str, Any]:
+    """The window behind the peak: ``time`` (s since 1970, UTC) of its points, and of each of ``tags`` its ``tag``, ``actual`` and
+    ``expected`` values, ``low`` and ``high``. Both are empty where none was kept."""
+    query = sa.select(tables.alerts.c.excerpt).where(tables.alerts.c.id == alert.id)
+    with database.reading() as connection:
+        text = None if connection is None else connection.execute(query).scalar()
+    if not text:
+        return {"time": [], "tags": []}
+    told = json.loads(text)
+    return {"time": [alert.peak_us / 1e6 - s for s in told["before"]], "tags": told["tags"]}
 
 
 def events_after(database: Database, id: int, count: int) -> list[AlertEvent]:
@@ -198,24 +229,126 @@ def state_kind_counts(database: Database) -> dict[tuple[str, str], int]:
 
 
 def listed_counts(database: Database) -> dict[str, int]:
-    """How many alerts of the list there are by state: without the members of floods, which are counted apart so that the whole
-    table need not be read."""
+    """How many alerts of the list there are by state, without the members of floods.
+
+    Closed ones, nearly all of a grown table, are those that are neither open nor members: only the number of all rows is asked
+    for, which a database gives without reading them.
+    """
     own = tables.alerts.c
-    total = sa.select(own.state, sa.func.count()).group_by(own.state)
+    others = [state for state in STATES if state != CLOSED]
+    total = sa.select(own.state, sa.func.count()).where(own.state.in_(others)).group_by(own.state)
     text = own.state + ""  # an expression, so that the index of parents is walked and not that of states
     members = sa.select(text, sa.func.count()).where(own.parent_id > 0).group_by(text)
     with database.reading() as connection:
         if connection is None:
             return {}
-        inside = {state: int(n) for state, n in connection.execute(members)}
-        found = {state: int(n) - inside.get(state, 0) for state, n in connection.execute(total)}
+        found = {state: int(n) for state, n in connection.execute(total)}
+        every = int(connection.execute(sa.select(sa.func.count()).select_from(tables.alerts)).scalar_one())
+        found[CLOSED] = every - sum(found.values())
+        for state, n in connection.execute(members):
+            found[state] = found.get(state, 0) - int(n)
     return {state: n for state, n in found.items() if n}
+
+
+def alarmed_assets(database: Database) -> list[str]:
+    """Assets that alarmed, by name: each is found by one step through the index, however many alerts it has."""
+    own = tables.alerts.c.asset
+    walk = sa.select(sa.func.min(own).label("asset")).cte("walk", recursive=True)
+    following = sa.select(sa.func.min(own)).where(own > walk.c.asset).scalar_subquery()
+    walk = walk.union_all(sa.select(following).where(walk.c.asset.is_not(None)))
+    with database.reading() as connection:
+        if connection is None:
+            return []
+        return list(connection.execute(sa.select(walk.c.asset).where(walk.c.asset.is_not(None))).scalars())
+
+
+@dataclass(frozen=True)
+class UserEvent:
+    """A sign-in, or a change of a user, a token or planned work."""
+
+    at: int
+    name: str
+    address: str
+    action: str
+    actor: str
+    comment: str
+
+
+def user_events(database: Database, most: int = 200) -> list[UserEvent]:
+    """Sign-ins and changes of users, tokens and planned work, newest first."""
+    own = tables.user_events.c
+    columns = [own[name] for name in UserEvent.__dataclass_fields__]
+    query = sa.select(*columns).where(own.action != "try").order_by(own.id.desc()).limit(most)
+    with database.reading() as connection:
+        return [] if connection is None else [UserEvent(**row._mapping) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class Token:
+    """What is known of a machine's token; the token itself is nowhere."""
+
+    name: str
+    role: str
+    created_at: int
+    expires_at: int | None
+    disabled_at: int | None
+
+
+def machine_tokens(database: Database) -> list[Token]:
+    """All tokens by name."""
+    own = tables.tokens.c
+    query = sa.select(*(own[name] for name in Token.__dataclass_fields__)).order_by(own.name)
+    with database.reading() as connection:
+        return [] if connection is None else [Token(**row._mapping) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What the last scoring of a model found of drift: when its rows were, how many, and what was said."""
+
+    model_name: str
+    model: str
+    first_us: int | None
+    last_us: int | None
+    rows: int
+    found: tuple[tuple[str, str, str], ...]  # kind, verdict, words: those that are not stable
+
+
+def drift_reports(database: Database, most: int = 5) -> list[DriftReport]:
+    """The last drift report of each of the models used last, from beside the score files that the database recorded."""
+    own = tables.batches.c
+    newest = sa.select(sa.func.max(own.id).label("id")).where(own.score_path != "").group_by(own.model).subquery()
+    query = sa.select(own.model, own.model_name, own.score_path).join(newest, newest.c.id == own.id)
+    with database.reading() as connection:
+        rows = [] if connection is None else connection.execute(query.order_by(own.id.desc()).limit(most)).all()
+    found = (_drift_report(row.model, row.model_name, Path(row.score_path)) for row in rows)
+    return [report for report in found if report is not None]
+
+
+def _drift_report(model: str, model_name: str, scores: Path) -> DriftReport | None:
+    """Beside the score file, or that of a watch, which keeps one for all its score files."""
+    candidates = [scores.with_suffix(".drift.json"), *sorted(scores.parent.glob("scores-*.drift.json"))[:50]]
+    for path in candidates:
+        try:
+            if path.stat().st_size > 4 << 20:
+                continue
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if path != candidates[0] and told["model"] != model:
+                continue
+            told_of = tuple((str(d["kind"]), str(d["verdict"]), str(d["words"])) for d in told["drifts"])
+            sure = tuple(d for d in told_of if d[1] == "drift")
+            return DriftReport(
+                model_name, model, told["first_us"], told["last_us"], int(told["rows_compared"]), sure[:20]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def known_assets(services: Services) -> list[str]:
     """Assets that alarmed, were answered, or that the plant said something of."""
 
     def read() -> list[str]:
-        return sorted({*services.store.counts("asset"), *last_answered(services), *services.planning.assets()})
+        return sorted({*alarmed_assets(services.database), *last_answered(services), *services.planning.assets()})
 
     return services.remembered("assets", 30.0, read)

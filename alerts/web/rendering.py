@@ -40,6 +40,15 @@ def moment(us: int | None) -> str:
         return str(us)
 
 
+def clock(us: int) -> str:
+    """UTC microseconds to the second, without the day.
+
+    >>> clock(1_700_000_000_000_000)
+    '22:13:20'
+    """
+    return f"{_EPOCH + timedelta(microseconds=us):%H:%M:%S}"
+
+
 def lasted(us: float | None) -> str:
     """A span of microseconds in its two largest units.
 
@@ -79,7 +88,14 @@ def environment() -> Environment:
         loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"moment": moment, "lasted": lasted, "number": number, "percent": percent, "query": urlencode}
+    made.filters |= {
+        "moment": moment,
+        "clock": clock,
+        "lasted": lasted,
+        "number": number,
+        "percent": percent,
+        "query": urlencode,
+    }
     suffixes = ("csv", "json", "xlsx") if importlib.util.find_spec("openpyxl") else ("csv", "json")
     made.globals |= {"exports": [(suffix, f"export_{suffix}") for suffix in suffixes]}
     made.globals |= {

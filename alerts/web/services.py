@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,18 +56,28 @@ class Services:
         self.local_user = User(0, "local", "admin", 0)
         self.local_token = secrets.token_urlsafe(32)
         self._kept: dict[object, tuple[float, Any]] = {}
+        self._locks: dict[object, threading.Lock] = {}
 
     def remembered(self, key: object, seconds: float, make: Callable[[], T]) -> T:
-        """What ``make`` gave within the last ``seconds``, else what it gives now. For figures that many look at."""
-        now = time.monotonic()
+        """What ``make`` gave within the last ``seconds``, else what it gives now. For figures that many look at: while one
+        request makes it anew, the others get the one before, or wait where there is none."""
         held = self._kept.get(key)
-        if held is not None and held[0] > now:
+        if held is not None and held[0] > time.monotonic():
             return cast("T", held[1])
-        value = make()
-        if len(self._kept) > 500:
-            self._kept.clear()
-        self._kept[key] = (now + seconds, value)
-        return value
+        lock = self._locks.setdefault(key, threading.Lock())
+        if not lock.acquire(blocking=held is None) and held is not None:
+            return cast("T", held[1])
+        try:
+            again = self._kept.get(key)
+            if again is not None and again[0] > time.monotonic():
+                return cast("T", again[1])
+            value = make()
+            if len(self._kept) > 500:
+                self._kept.clear()
+            self._kept[key] = (time.monotonic() + seconds, value)
+            return value
+        finally:
+            lock.release()
 
     def forget(self) -> None:
         """After a change: nobody is shown counts by state from before it. Loads and figures may be some seconds old."""

@@ -126,4 +126,5 @@ def health(own: Services) -> dict[str, Any]:
     return {
         "expected": expected, "assets": sorted(assets, key=lambda a: (-int(a["age"]), str(a["asset"]))), "logs": logs,
         "models": sorted(models.values(), key=lambda m: -m.recorded_at), "messages": messages,
+        "drifts": own.remembered("drift", 30.0, lambda: queries.drift_reports(own.database)),
     }  # fmt: skip

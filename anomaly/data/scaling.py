@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.audit import RowAudit
+from anomaly.data.reservoir import Reservoir
 from anomaly.errors import Fault, InputRefused
 
 #: Age of a value that was never measured in its segment, or 255 or more rows ago.
@@ -17,6 +18,9 @@ LONG_AGO = 255
 #: Share of a tag's silences in training that ``hold`` covers.
 _COVERED = 0.95
 _LINEAR = 4.0
+#: Rows that quartiles are taken from, and what draws them.
+_QUANTILE_ROWS, _QUANTILE_SEED = 20_000, 7
+_QUARTILES_OF_NORMAL = 1.349
 #: Values of one row that a loop should have, and of a piece that stays in the cache.
 _LONG_ROW, _PIECE = 256, 1 << 14
 
@@ -61,7 +65,7 @@ def hold_last(
     return held, age, HoldState(held[-1].copy(), age[-1].copy())
 
 
-def compressed(z: NDArray[np.float64]) -> NDArray[np.float64]:
+def compressed(z: NDArray[Any]) -> NDArray[Any]:
     """Deviations as they are up to 4, logarithmic beyond: a broken sensor stays visible without drowning the rest.
 
     >>> compressed(np.array([-2.0, 4.0, 5.0])).round(3).tolist()
@@ -85,24 +89,47 @@ def usual_silence(age_counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     return np.where(runs > 0, longest, 0).astype(np.uint8)
 
 
+def robust_scale(
+    rows: NDArray[np.float32], center: NDArray[np.float64], scale: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median, and the larger of the quartiles' distance / 1.349 and half of ``scale (C,)``, of ``rows (n, C)``, ``(C,)`` each.
+
+    NaN was not measured; a tag without a value keeps ``center`` and ``scale``. A tag that stands still most of the time has
+    quartiles that agree: half the deviation is then its scale.
+
+    >>> rows = np.array([[-1], [0], [1], [100]], np.float32)
+    >>> [a.round(3).tolist() for a in robust_scale(rows, np.array([25.0]), np.array([43.0]))]
+    [[0.5], [21.5]]
+    """
+    known = ~np.isnan(rows).all(axis=0)
+    center, scale = center.copy(), scale.copy()
+    low, middle, high = np.nanquantile(rows[:, known].astype(np.float64), [0.25, 0.5, 0.75], axis=0)
+    center[known] = middle
+    scale[known] = np.maximum((high - low) / _QUARTILES_OF_NORMAL, scale[known] / 2)
+    return center, scale
+
+
 class RowPreparer:
     """Scales rows to the mean and deviation of normal training rows, and says which values are too old to use.
 
     Fitted block by block; the statistics count measured values only and equal scikit-learn's StandardScaler. A tag
     that never moved keeps scale 1. ``hold_ (C,)`` is the age in rows up to which a missing value is usual for the
     tag. ``audit_`` names the rows that were used (METHODS S56). ``compress=False`` leaves large deviations linear.
+    ``robust`` takes the median instead, and the larger of the quartiles' distance / 1.349 and half the deviation, from a
+    sample of 20 000 rows: a few hours at standstill among the normal rows would widen the deviation for all others.
 
     After ``finish``: ``center_ (C,)``, ``scale_ (C,)`` float64, ``hold_ (C,)`` uint8, ``n_rows_``, ``audit_``.
     """
 
-    def __init__(self, compress: bool = True) -> None:
-        self.compress = compress
+    def __init__(self, compress: bool = True, robust: bool = False) -> None:
+        self.compress, self.robust = compress, robust
         self.audit_ = RowAudit()
         self.n_rows_ = 0
         self.center_, self.scale_ = np.empty(0), np.empty(0)
         self.hold_ = np.empty(0, np.uint8)
         self._finished = False
         self._moments: _Moments | None = None
+        self._sample = Reservoir(_QUANTILE_ROWS, _QUANTILE_SEED)
 
     def partial_fit(
         self,
@@ -121,6 +148,8 @@ class RowPreparer:
             self._moments = _Moments(held.shape[1])
         use = np.asarray(use, dtype=bool)
         self._moments.update(held[use], age[use])
+        if self.robust:
+            self._sample.add(np.where(age[use] == 0, held[use], np.float32(np.nan)))
         self.n_rows_ += int(use.sum())
         self.audit_.add(asset, start_row, use)
         return self
@@ -130,6 +159,9 @@ class RowPreparer:
         if self._moments is None or not self.n_rows_:
             raise InputRefused(Fault("E3302", "normal rows to scale by", "none", "check the label column"))
         self.center_, self.scale_ = self._moments.center_and_scale()
+        if self.robust:
+            self.center_, self.scale_ = robust_scale(self._sample.columns[0], self.center_, self.scale_)
+            self._sample = Reservoir(_QUANTILE_ROWS, _QUANTILE_SEED)
         self.hold_ = usual_silence(self._moments.ages)
         self._finished = True
         return self

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from anomaly.config import WindowSettings
 from anomaly.data.contract import LEAD, NORMAL, LogContract
+from anomaly.data.departures import departures
 from anomaly.data.splits import SplitPlan
 from anomaly.data.store_blocks import (
     Preparation,
@@ -194,12 +195,16 @@ class WindowStore:
         group, n = self._group(asset), self.n_rows(asset)
         if not 0 <= start <= stop <= n:
             raise ValueError(f"start, stop: expected rows inside 0 … {n} of {asset!r}, got {start} … {stop}")
-        number, first = np.arange(start, stop), self.segments(asset)[:, 0]
-        since = number - first[np.searchsorted(first, number, side="right") - 1] if n else number
+        since = self._since_start(asset, start, stop)
         time, values, age, kind = (self._read(group[name], start, stop) for name in ("time", "values", "age", "kind"))
         none = np.empty((stop - start, 0), np.int32)
         words = self._read(group["categories"], start, stop) if self.vocabulary else none
         return RowBlock(asset, start, time, values, age, kind, since == 0, since, words, self.vocabulary)
+
+    def _since_start(self, asset: str, start: int, stop: int) -> NDArray[np.int64]:
+        """Rows since the first row of their segment, of rows [start, stop)."""
+        number, first = np.arange(start, stop), self.segments(asset)[:, 0]
+        return number - first[np.searchsorted(first, number, side="right") - 1] if len(first) else number
 
     def row_blocks(self, part: str | None = None, size: int = 65536) -> Iterator[RowBlock]:
         """Rows in asset and time order, at most ``size`` at a time; of one part, or all."""
@@ -214,15 +219,17 @@ class WindowStore:
         size: int = 4096,
         normal_only: bool = False,
         prepare: Preparation | None = None,
+        trail: int = 0,
     ) -> Iterator[WindowBlock]:
         """Windows in asset and time order, at most ``size`` at a time; those wholly inside ``part``, or all.
 
-        With ``prepare`` the rows are prepared first, and windows with a row that may not be learned from are left out.
+        With ``prepare`` the rows are prepared first, and windows with a row that may not be learned from are left out;
+        with ``trail`` the tags' departures from so many rows before stand beside what was prepared.
         """
         for number, asset in enumerate(self.assets):
             low, high = self._window_range(number, part)
             for first in range(low, high, size):
-                for run in self._window_runs(asset, first, min(first + size, high), normal_only, prepare):
+                for run in self._window_runs(asset, first, min(first + size, high), normal_only, prepare, trail):
                     yield run.windows()
 
     def blocks(
@@ -232,10 +239,11 @@ class WindowStore:
         for block in self.window_blocks(part, size, normal_only):
             yield block.values
 
-    def raw_blocks(self, size: int = 8192, start: int = 0) -> Iterator[RawBlock]:
+    def raw_blocks(self, size: int = 8192, start: int = 0, trail: int = 0) -> Iterator[RawBlock]:
         """All windows in asset and time order from number ``start`` on, at most ``size`` at a time, not cut yet.
 
-        Blocks begin at multiples of ``size`` among the windows of their asset, and where the windows after a gap do.
+        Blocks begin at multiples of ``size`` among the windows of their asset, and where the windows after a gap do;
+        ``trail`` rows before the first window come with them where the log has them.
         """
         for number, asset in enumerate(self.assets):
             low, high = self._bounds[number], self._bounds[number + 1]
@@ -243,7 +251,7 @@ class WindowStore:
             for first in range(low, high, size):
                 last = min(first + size, high)
                 if last > start:
-                    yield from self._raw(asset, (low, max(first, start), last), train)
+                    yield from self._raw(asset, (low, max(first, start), last), train, trail)
 
     def window_spans(self, part: str | None = None) -> list[tuple[int, int, str]]:
         """Numbers [low, high) of the windows of each asset, or of those wholly inside ``part``, and its name."""
@@ -265,7 +273,7 @@ class WindowStore:
         times: NDArray[np.int64] = self._read(time, int(end[0]), int(end[-1]) + 1)[end - end[0]]
         return times
 
-    def _raw(self, asset: str, span: tuple[int, int, int], train: tuple[int, int]) -> Iterator[RawBlock]:
+    def _raw(self, asset: str, span: tuple[int, int, int], train: tuple[int, int], trail: int) -> Iterator[RawBlock]:
         """Windows [first, last) of the index, ``span`` being (the asset's first, first, last)."""
         low, first, last = span
         starts, kind = (self._read(self._dataset(f"windows/{name}"), first, last) for name in ("start", "kind"))
@@ -273,16 +281,16 @@ class WindowStore:
         learn = (kind == NORMAL) & (number >= train[0]) & (number < train[1])
         group = self._groups[asset]
         for run in split_at_jumps(starts, _FAR * max(self.stride, self.lookback)):
-            begin, end = int(starts[run.start]), int(starts[run.stop - 1]) + self.lookback
+            begin, end = max(int(starts[run.start]) - trail, 0), int(starts[run.stop - 1]) + self.lookback
             values, age = (self._read(self._dataset(f"{group}/{name}"), begin, end) for name in ("values", "age"))
             codes = np.empty((len(values), 0), np.int32)
             if self.vocabulary:
                 codes = self._read(self._dataset(f"{group}/categories"), begin, end)
             own = starts[run]
             at, place = own - begin, first + run.start - low
-            yield RawBlock(
-                first + run.start, place, asset, own, kind[run], learn[run], values, age, codes, at, self.lookback
-            )
+            since = self._since_start(asset, begin, end)
+            known = (own, kind[run], learn[run], values, age, codes, at, self.lookback, since, trail)
+            yield RawBlock(first + run.start, place, asset, *known)
 
     def shuffled_batches(
         self,
@@ -293,8 +301,9 @@ class WindowStore:
         pool_bytes: int = 16 << 20,
         prepare: Preparation | None = None,
         infinite: bool = False,
+        trail: int = 0,
     ) -> Iterator[WindowBatch]:
-        """Normal windows of ``part`` in mixed order, each exactly once per epoch; ``prepare`` as in ``window_blocks``.
+        """Normal windows of ``part`` in mixed order, each once per epoch; ``prepare`` and ``trail`` as in ``window_blocks``.
 
         Runs of at most 1024 neighbouring windows are drawn in random order and mixed in a pool of rows of about ``pool_bytes``.
         The order depends on ``seed`` and ``epoch`` only. ``infinite`` goes on with the next epochs for ever, or ends
@@ -305,7 +314,7 @@ class WindowStore:
         while True:
             rng = np.random.default_rng((seed, epoch))
             served = 0
-            runs = self._random_runs(part, run, rng, prepare)
+            runs = self._random_runs(part, run, rng, prepare, trail)
             for batch in pooled(runs, batch_size, pool, rng):
                 served += len(batch)
                 yield batch
@@ -330,7 +339,7 @@ class WindowStore:
                 writer.append(block.values, block.kind, {"asset": asset, "start": block.starts, "time": when})
 
     def _random_runs(
-        self, part: str, run: int, rng: np.random.Generator, prepare: Preparation | None
+        self, part: str, run: int, rng: np.random.Generator, prepare: Preparation | None, trail: int
     ) -> Iterator[WindowRun]:
         runs = [
             np.column_stack((np.full(len(firsts), number), firsts, np.minimum(firsts + run, high)))
@@ -340,10 +349,10 @@ class WindowStore:
         ]
         table = np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
         for number, low, high in table[rng.permutation(len(table))].tolist():
-            yield from self._window_runs(self.assets[number], low, high, True, prepare)
+            yield from self._window_runs(self.assets[number], low, high, True, prepare, trail)
 
     def _window_runs(
-        self, asset: str, low: int, high: int, normal_only: bool, prepare: Preparation | None
+        self, asset: str, low: int, high: int, normal_only: bool, prepare: Preparation | None, trail: int
     ) -> Iterator[WindowRun]:
         """Windows ``low`` … ``high`` of the index, in more than one run where rows without windows lie between."""
         starts, kind = (self._read(self._dataset(f"windows/{name}"), low, high) for name in ("start", "kind"))
@@ -352,21 +361,24 @@ class WindowStore:
         furthest = max(self.stride, self.lookback) * (high - low)
         while len(starts):
             near = int(np.searchsorted(starts, starts[0] + furthest))
-            run = self._run(asset, starts[:near], kind[:near], prepare)
+            run = self._run(asset, starts[:near], kind[:near], prepare, trail)
             if len(run):
                 yield run
             starts, kind = starts[near:], kind[near:]
 
     def _run(
-        self, asset: str, starts: NDArray[np.int64], kind: NDArray[np.int8], prepare: Preparation | None
+        self, asset: str, starts: NDArray[np.int64], kind: NDArray[np.int8], prepare: Preparation | None, trail: int
     ) -> WindowRun:
         """The windows at ``starts`` of one asset with the rows they lie in, which are read in one piece."""
-        group, first, stop = self._groups[asset], int(starts[0]), int(starts[-1]) + self.lookback
+        group, first, stop = self._groups[asset], max(int(starts[0]) - trail, 0), int(starts[-1]) + self.lookback
         values, age = (self._read(self._dataset(f"{group}/{name}"), first, stop) for name in ("values", "age"))
         if prepare is not None:
             none = np.empty((len(values), 0), np.int32)
             codes = self._read(self._dataset(f"{group}/categories"), first, stop) if self.vocabulary else none
             values, usable = prepare(values, age, codes)
+            if trail:
+                levels, since = values[:, : len(self.contract.tags)], self._since_start(asset, first, stop)
+                values = np.column_stack((values, departures(levels, since, trail)))
             bad = np.concatenate(([0], np.cumsum(~usable)))
             whole = bad[starts - first + self.lookback] == bad[starts - first]
             starts, kind, age = starts[whole], kind[whole], age[:, :0]

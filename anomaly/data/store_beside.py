@@ -42,9 +42,9 @@ class OpenStore:
         status = self.path.stat()
         return own or f"{status.st_size} bytes, changed {status.st_mtime_ns}"
 
-    def raw_blocks(self, size: int, start: int = 0) -> Iterator[RawBlock]:
+    def raw_blocks(self, size: int, start: int = 0, trail: int = 0) -> Iterator[RawBlock]:
         """As the store's own."""
-        return self.inner.raw_blocks(size, start)
+        return self.inner.raw_blocks(size, start, trail)
 
     def asset_blocks(self, size: int) -> Iterator[tuple[int, int, str]]:
         """Window numbers [low, high) and asset, in order, at most ``size`` windows of one asset at a time."""

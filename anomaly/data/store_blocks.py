@@ -130,7 +130,8 @@ class RawBlock:
     (B,)`` int64 first rows in the asset's log (or window numbers, in a file of signals), ``kind (B,)`` int8; ``learn (B,)``
     bool windows that may be learned from: normal and in the train part. ``values (n, C)`` float32, ``age (n, C)`` uint8 or
     None where nothing was held (then NaN is missing), ``codes (n, K)`` int32 rows; ``at (B,)`` is where in them each window
-    begins, ``lookback`` T how far it reaches.
+    begins, ``lookback`` T how far it reaches. ``since (n,)`` counts rows since the segment's first row, None where every
+    window is one; up to ``trail`` rows lie before the first window.
     """
 
     first: int
@@ -144,9 +145,18 @@ class RawBlock:
     codes: NDArray[np.int32]
     at: NDArray[np.int64]
     lookback: int
+    since: NDArray[np.int64] | None = None
+    trail: int = 0
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def since_start(self) -> NDArray[np.int64]:
+        """Rows since the first row of the segment, ``(n,)``; of the window, where windows do not follow each other."""
+        if self.since is not None:
+            return self.since
+        number = np.arange(len(self.values))
+        return number - self.at[np.maximum(np.searchsorted(self.at, number, side="right") - 1, 0)]
 
     def pieces(self, size: int) -> Iterator[RawBlock]:
         """The same windows, cut where their place in the asset is a multiple of ``size``: however blocks are cut, the
@@ -154,7 +164,7 @@ class RawBlock:
         low = 0
         while low < len(self):
             high = min(low + size - (self.place + low) % size, len(self))
-            rows = slice(int(self.at[low]), int(self.at[high - 1]) + self.lookback)
+            rows = slice(max(int(self.at[low]) - self.trail, 0), int(self.at[high - 1]) + self.lookback)
             yield RawBlock(
                 self.first + low,
                 self.place + low,
@@ -167,6 +177,8 @@ class RawBlock:
                 self.codes[rows],
                 self.at[low:high] - rows.start,
                 self.lookback,
+                None if self.since is None else self.since[rows],
+                self.trail,
             )
             low = high
 

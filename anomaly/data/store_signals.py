@@ -174,8 +174,9 @@ class SignalsStore:
             except (OSError, RuntimeError) as error:
                 raise damaged(self.path, error) from error
 
-    def raw_blocks(self, size: int = 8192, start: int = 0) -> Iterator[RawBlock]:
-        """All windows from number ``start`` on, at most ``size`` at a time; nothing was held, so NaN is missing.
+    def raw_blocks(self, size: int = 8192, start: int = 0, trail: int = 0) -> Iterator[RawBlock]:
+        """All windows from number ``start`` on, at most ``size`` at a time; nothing was held, so NaN is missing, and nothing
+        lies before a window, whatever ``trail``.
 
         With labels, normal windows may be learned from, else all.
         """

@@ -20,6 +20,7 @@ DETECTORS: dict[str, str] = {
     "ocsvm": "anomaly.detectors.boundary:OneClassSvmDetector",
     "window_knn": "anomaly.detectors.raw_windows:WindowKnnDetector",
     "subspace": "anomaly.detectors.raw_windows:SubspaceDetector",
+    "local": "anomaly.detectors.local:LocalDetector",
     "head": "anomaly.detectors.supervised:HeadDetector",
 }
 

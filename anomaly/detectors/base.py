@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 class Encoded:
     """Prepared windows ``(B, T, C)`` and what an encoder made of them.
 
-    ``embedding (B, d)`` and ``residual (B, T, C)`` (window − reconstruction) are None where no detector asked. ``again``
-    encodes other windows ``(n, T, C)`` in place of the windows at ``index (n,)``, for what asks "what if": the
-    categories of those windows stay.
+    ``embedding (B, d)``, ``residual (B, T, C)`` (window − reconstruction) and ``local (B, T, C)`` (each row less the mean of
+    the rows before it) are None where no detector asked. ``again`` encodes other windows ``(n, T, C)`` in place of the
+    windows at ``index (n,)``, for what asks "what if": the categories and departures of those windows stay.
     """
 
     windows: NDArray[np.float32]
     embedding: NDArray[np.float32] | None = None
     residual: NDArray[np.float32] | None = None
     again: Callable[[NDArray[np.float32], NDArray[np.int64]], Encoded] | None = None
+    local: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -43,6 +44,7 @@ class Encoded:
             None if self.embedding is None else self.embedding[index],
             None if self.residual is None else self.residual[index],
             None if again is None else lambda windows, chosen: again(windows, index[chosen]),
+            None if self.local is None else self.local[index],
         )
 
 
@@ -55,7 +57,8 @@ class Detector(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]  # one line: what it measures and where it comes from
-    needs: ClassVar[str]  # the field of Encoded that it scores: "embedding", "residual" or "windows"
+    needs: ClassVar[str]  # the field of Encoded that it scores: "embedding", "residual", "windows" or "local"
+    trail: int = 0  # rows before a row that its departure is taken from, where "local" is needed
     dear: ClassVar[bool] = False  # whether shares cost many times the score; they are then made for high scores only
 
     @abstractmethod

@@ -95,9 +95,12 @@ class SubspaceDetector(Detector):
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         """The weighted residual of each tag, per value."""
-        rows = self._rows(block) - self.mean_
-        rows = np.asarray(rows - (rows @ self.components_.T) @ self.components_, dtype=np.float32)
-        residual = rows.reshape(len(block), -1, block.windows.shape[2])
+        # In double precision: what is left of a projection is small beside what is taken away, and a product of few rows
+        # is summed in another order than one of many.
+        rows = self._rows(block).astype(np.float64) - self.mean_
+        components = self.components_.astype(np.float64)
+        left = (rows - (rows @ components.T) @ components).astype(np.float32)
+        residual = left.reshape(len(block), -1, block.windows.shape[2])
         weights = recency_weights(block.windows.shape[1], self.half_life)[::-1][:: self._step(block.windows)]
         return sensor_shares(residual, weights / weights.sum())
 

@@ -166,7 +166,7 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path, change):
         connection.execute(change)
         connection.commit()
     for action in (AlertStore(path).alerts, lambda: AlertStore(path).record_batch(batch("b" * 64), [])):
-        with pytest.raises(Unavailable, match=r"E5004.*schema 0003"):
+        with pytest.raises(Unavailable, match=r"E5004.*schema 0004"):
             action()
 
 

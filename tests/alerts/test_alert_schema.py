@@ -92,6 +92,8 @@ def test_alerts_of_the_release_before_keep_number_and_state(tmp_path):
         for number in (3, 7, 9):
             connection.execute(sa.text(f"INSERT INTO alerts VALUES ({number}, {row.format(number)})"))  # noqa: S608
         connection.execute(sa.text("DELETE FROM alerts WHERE id = 9"))
+        if connection.dialect.name == "postgresql":  # whose sequence does not look at numbers that are given
+            connection.execute(sa.text("SELECT setval('alerts_id_seq', 9)"))
     first, second = AlertStore(path).alerts()
     assert [(a.id, a.start_us, a.state, a.version, a.kind, a.priority) for a in (second, first)] == [
         (3, 3, "new", 1, "anomaly", 3), (7, 7, "new", 1, "anomaly", 3),
@@ -133,5 +135,6 @@ def test_the_indexes_are_those_described(tmp_path):
     """``compare_metadata`` does not see the order of an index's columns."""
     with Database(tmp_path / "alerts.db").writing() as connection:
         for table in metadata.sorted_tables:
-            held = {i["name"]: i["column_names"] for i in sa.inspect(connection).get_indexes(table.name)}
+            indexes = sa.inspect(connection).get_indexes(table.name)
+            held = {i["name"]: i["column_names"] for i in indexes if not i.get("duplicates_constraint")}
             assert held == {i.name: [c.name for c in i.columns] for i in table.indexes}

@@ -47,7 +47,11 @@ def faulty(windows: np.ndarray, tags: int, seed: int = 0) -> tuple[np.ndarray, n
     clean = windows[rng.choice(len(windows), FAULTS, replace=False)]
     chosen = clean.copy()
     sensor = rng.integers(0, tags, FAULTS)
-    chosen[np.arange(FAULTS), -4:, sensor] += 8 * rng.choice([-1, 1], FAULTS)[:, None]
+    off = 8 * rng.choice([-1, 1], FAULTS)[:, None]
+    # Levels, and where they stand beside them, departures from the rows before.
+    beside = (windows.shape[2] - tags + sensor,) if windows.shape[2] >= 2 * tags else ()
+    for channel in (sensor, *beside):
+        chosen[np.arange(FAULTS), -4:, channel] += off
     return clean, chosen, sensor
 
 
@@ -57,15 +61,16 @@ def test_s55_a_planted_single_sensor_fault_is_among_the_first_three_tags(plant, 
     model, windows, _ = plant
     names = ("reconstruction", "knn") if name == "fused" else (name,)
     asked = replace(model, ensemble=Ensemble([build_detector(n) for n in names]))
-    asked.ensemble.fit(Repeated(lambda: (asked.encode(b.windows) for b in windows.training(0))))
-    asked.ensemble.calibrate(asked.encode(b.windows) for b in windows.validation(0))
-    later = np.concatenate([block.values for block in windows.blocks("test")])
+    trail = asked.ensemble.trail
+    asked.ensemble.fit(Repeated(lambda: (asked.encode(b.windows) for b in windows.training(0, trail))))
+    asked.ensemble.calibrate(asked.encode(b.values) for b in windows.blocks("validation", trail))
+    later = np.concatenate([block.values for block in windows.blocks("test", trail)])
     clean, broken, sensor = faulty(later, len(model.contract.tags))
     _, shares, alone = asked.window_scores(broken)
     before = asked.window_scores(clean)[2]
     # Where the window was unusual before, the fault is not what its score came from.
     seen = (alone >= 1).any(axis=1) & (before < 1).all(axis=1)
-    assert seen.sum() >= 40, "embeddings smooth single sensors away; what is found must be enough to judge reasons by"
+    assert seen.sum() >= 30, "embeddings smooth single sensors away; what is found must be enough to judge reasons by"
     first = np.argsort(-shares[seen], axis=1)[:, :3]
     assert (first == sensor[seen][:, None]).any(axis=1).mean() >= 0.9
 

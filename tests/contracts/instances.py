@@ -12,6 +12,7 @@ from anomaly.detectors.boundary import IsolationForestDetector, OneClassSvmDetec
 from anomaly.detectors.centroid import CentroidDetector
 from anomaly.detectors.density import GmmDetector, KdeDetector
 from anomaly.detectors.distance import KnnDetector
+from anomaly.detectors.local import LocalDetector
 from anomaly.detectors.raw_windows import SubspaceDetector, WindowKnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
 from anomaly.detectors.supervised import HeadDetector
@@ -72,5 +73,7 @@ DETECTORS: list[Detector] = [
     OneClassSvmDetector(exact_limit=100),
     WindowKnnDetector(bank=64),
     SubspaceDetector(0.3),
+    LocalDetector(),
+    LocalDetector(trail=4, half_life=None),
     HeadDetector(np.tile([0.0, 0.3, 0.1], 4), -1.0),
 ]

@@ -17,7 +17,7 @@ WINDOWS = np.random.default_rng(1).normal(size=(200, 4, 3)).astype(np.float32)
 def encoded(windows: np.ndarray) -> Encoded:
     """Windows whose reconstruction is zero and whose embedding is themselves, flattened."""
     flat = windows.reshape(len(windows), -1)
-    return Encoded(windows, embedding=flat, residual=windows, again=lambda other, _: encoded(other))
+    return Encoded(windows, embedding=flat, residual=windows, again=lambda other, _: encoded(other), local=windows)
 
 
 BLOCK = encoded(WINDOWS)

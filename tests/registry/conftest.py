@@ -142,7 +142,7 @@ def register(state: State, tmp_path: Path) -> Callable[..., RegisteredModel]:
     return call
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def model_class() -> type[FakeModel]:
     """The class that builds it from parts."""
     return FakeModel

@@ -6,20 +6,23 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anomaly.errors import ModelRefused, Unavailable
-from registry import catalogue
+from registry import bundle, catalogue
 from registry.bundle import load_bundle, save_bundle, verify_bundle
-from registry.catalogue import list_models, resolve, resolve_model, show_model
+from registry.catalogue import ResolvedModel, list_models, resolve, resolve_model, show_model
 from registry.state import State, connection
-from registry.tracking import RegisteredModel
+from registry.tracking import RegisteredModel, record_run
 
 Register = Callable[..., RegisteredModel]
 
@@ -186,9 +189,13 @@ def test_f1_a_missing_artifact_is_refused(two: Any, state: State) -> None:
     assert refusal("press").faults[0].code == "E4002"
 
 
-def test_files_beside_the_bundle_are_not_copied(two: Any, state: State) -> None:
-    (stored(state, str(show_model("press").digest)) / "evil.py").write_text("raise SystemExit")
-    assert {p.name for p in resolve("press").iterdir()} == {"manifest.json", "arrays.npz", "canary.json"}
+@pytest.mark.parametrize("folder", ["data/bundle", "data", "."])
+def test_a_file_beside_the_bundle_is_refused_and_never_copied(two: Any, state: State, folder: str) -> None:
+    """Other kinds, and what MLflow would run of them, are in test_hostile_artifacts.py."""
+    logged = stored(state, str(show_model("press").digest)).parents[1]
+    (logged / folder / "evil.py").write_text("raise SystemExit")
+    assert refusal("press").faults[0].code == "E4005"
+    assert not list(state.cache.rglob("evil.py"))
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_anew(two: Any) -> None:
@@ -227,6 +234,142 @@ def test_f8_without_a_sound_copy_it_is_unavailable(two: Any, monkeypatch: Any) -
     (found.path / "canary.json").write_bytes(b"{}")
     with pytest.raises(Unavailable, match="E5003"):
         resolve("press")
+
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+def _status(code: int, body: bytes = b"", **headers: str) -> Answer:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return answer
+
+
+def _slow(request: BaseHTTPRequestHandler) -> None:
+    time.sleep(4)  # longer than the limit that the test sets
+
+
+def _cut(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    request.wfile.write(b'{"registered_models": [')
+
+
+def _closed(request: BaseHTTPRequestHandler) -> None:
+    request.connection.close()
+
+
+NONSENSE: dict[str, Answer] = {
+    "slow": _slow,
+    "internal error": _status(500, b"oops"),
+    "gateway": _status(502, b"<html>Bad Gateway</html>"),
+    "not found": _status(404, b"<html>nothing here</html>"),
+    "sign in": _status(401, b'{"error_code": "UNAUTHENTICATED", "message": "who?"}'),
+    "a page": _status(200, b"<html>Welcome to the hotel</html>"),
+    "a list": _status(200, b"[1, 2]"),
+    "other keys": _status(200, b'{"registered_models": [{"name": {"x": 1}}]}'),
+    "a wrong type": _status(200, b'{"registered_models": 7}'),
+    "deep": _status(200, b"[" * 100_000),
+    "a loop": _status(302, Location="/again"),
+    "cut": _cut,
+    "closed": _closed,
+}
+
+
+@contextmanager
+def answering(answer: Answer) -> Iterator[str]:
+    """The address of a server on this machine that gives one answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(OSError):
+                answer(self)
+
+        do_POST = do_GET  # noqa: N815 - the name that the server looks for
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def cached(migrated: Path, model_class: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResolvedModel]:
+    """A registered model whose champion was fetched once; its tests change nothing but the address of MLflow."""
+    folder = tmp_path_factory.mktemp("cached")
+    (folder / "home").mkdir()
+    shutil.copyfile(migrated, folder / "home" / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALY_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        made = model_class()
+        save_bundle(made, folder / "bundle")
+        nothing: dict[str, Any] = {"settings": {}, "fingerprint": "f" * 64, "split": {}, "metrics": {}, "history": {}}
+        record_run(made, folder / "bundle", name="press", **nothing)
+        yield resolve_model("press")
+
+
+@pytest.mark.parametrize("name", [*NONSENSE, "TLS to a plain server"])
+def test_f8_a_server_that_is_slow_or_answers_nonsense_is_one_that_is_down(
+    cached: ResolvedModel, monkeypatch: Any, name: str
+) -> None:
+    with answering(NONSENSE.get(name, _status(200))) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address if name in NONSENSE else address.replace("http:", "https:"))
+        start = time.monotonic()
+        assert resolve_model("press") == cached
+        assert time.monotonic() - start < 10
+        with pytest.raises(Unavailable, match="E5003"):
+            resolve("press@challenger")
+
+
+def test_an_alias_or_a_version_that_went_away_is_refused_though_a_copy_is_there(two: Any, state: State) -> None:
+    """MLflow answers, so what it says holds: a copy is for when it does not answer."""
+    assert resolve_model("press@challenger").version == 2
+    with connection(state) as client:
+        client.delete_registered_model_alias("press", "challenger")
+        client.delete_model_version("press", "1")
+    assert refusal("press@challenger").faults[0].code == "E4001"
+    assert refusal("models:/press/1").faults[0].code == "E4001"
+
+
+def test_f8_a_server_without_any_model_is_believed(cached: ResolvedModel, monkeypatch: Any) -> None:
+    """It answers as an empty registry does; the watch and the scoring service keep the model at work even then."""
+    with answering(_status(200, b"{}")) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert "no model is registered yet" in str(refusal("press"))
+
+
+def test_f1_each_file_of_a_registered_model_is_its_own(two: Any, state: State) -> None:
+    """No copy is kept of a version whose file was cut, flipped, or taken from another version; the other one still loads."""
+    digests = [str(show_model(f"models:/press/{v}").digest) for v in (1, 2)]
+    folder, other = (stored(state, d) for d in digests)
+    tried = 0
+    for member in sorted(bundle.MEMBERS):
+        whole, foreign = (folder / member).read_bytes(), (other / member).read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        for damaged in {whole[:middle], flipped, foreign} - {whole}:
+            (folder / member).write_bytes(damaged)
+            assert refusal("models:/press/1").faults[0].code == "E4002", member
+            assert not (state.cache / digests[0]).exists()
+            tried += 1
+        (folder / member).write_bytes(whole)
+    assert tried >= 7, "the manifests differ at the least, by their threshold"
+    assert [resolve_model(f"models:/press/{v}").digest for v in (1, 2)] == digests
 
 
 @pytest.mark.slow

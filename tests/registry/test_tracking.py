@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,9 +20,10 @@ import pytest
 
 from anomaly.errors import ModelRefused, Unavailable
 from registry import state as state_module
+from registry import tracking
 from registry.bundle import verify_bundle
 from registry.state import State, connection, find_state
-from registry.tracking import EXPERIMENT, RegisteredModel, end_abandoned_runs, flat, record_run, signature
+from registry.tracking import EXPERIMENT, Membership, RegisteredModel, end_abandoned_runs, flat, record_run, signature
 
 Register = Callable[..., RegisteredModel]
 
@@ -70,6 +72,62 @@ def test_metrics_are_finite_and_tied_to_the_model(register: Register, model: Any
     assert {m.key: m.value for m in logged.metrics} == {"average_precision": 0.5, "average_precision_low": 0.4}
     assert data.metrics["average_precision"] == 0.5 and "roc_auc" not in data.metrics
     assert data.tags["undefined_metrics"] == "roc_auc"
+
+
+def test_figures_name_the_model_and_the_data_they_are_of(register: Register, model: Any, state: State) -> None:
+    made = register(model)
+    with connection(state) as client:
+        logged = client.get_logged_model(made.model_id)
+    assert {(m.model_id, m.dataset_name, m.dataset_digest, m.run_id) for m in logged.metrics} == {
+        (made.model_id, "log", "f" * 36, made.run_id)
+    }
+
+
+def test_the_lists_of_mlflow_can_be_read(register: Register, model: Any, state: State) -> None:
+    """Name, words and tags are what a person sees first: which model, what it is made of, how good it is, by which code."""
+    register(model)
+    made = register(
+        model, metrics={"average_precision": 0.5, "average_precision_low": 0.4, "average_precision_high": 0.6}
+    )
+    with connection(state) as client:
+        run = client.get_run(made.run_id)
+        version = client.get_model_version("press", "2")
+        newest = runs(client)[0]
+    assert newest.info.run_id == made.run_id
+    assert run.info.run_name == "press v2" and run.data.tags["model_version"] == "press/2"
+    assert (run.data.tags["encoder"], run.data.tags["detectors"]) == ("dense_ae", "auto")
+    assert version.description == "On the test part: average precision 0.5 (0.4 to 0.6)."
+    assert version.description in run.data.tags["mlflow.note.content"]
+    assert re.fullmatch(r"[0-9a-f]{16}", run.data.tags["code_digest"])
+
+
+def test_the_code_digest_is_of_every_source(monkeypatch: Any, tmp_path: Path) -> None:
+    for package in ("anomaly", "registry", "alerts", "pipelines"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "a.py").write_text("1")
+    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "registry" / "tracking.py"))
+    digest = tracking._code_digest.__wrapped__
+    first = digest()
+    (tmp_path / "alerts" / "a.py").write_text("2")
+    second = digest()
+    (tmp_path / "alerts" / "a.py").rename(tmp_path / "alerts" / "b.py")
+    assert len({first, second, digest()}) == 3
+
+
+def test_a_member_of_a_family_carries_what_it_is_for(register: Register, model: Any, state: State) -> None:
+    member = Membership("plant", "asset", "line 2/P:2", ("line 2/P:2",), "k" * 64, {"training_summary": "{}"})
+    made = register(model, "plant--P-2", member=member)
+    with connection(state) as client:
+        tags = client.get_model_version("plant--P-2", "1").tags
+        run = client.get_run(made.run_id).data.tags
+        names = [m.name for m in client.search_registered_models("tags.family = 'plant'")]
+    assert names == ["plant--P-2"] and run["family"] == "plant" and run["group"] == "line 2/P:2"
+    assert (tags["group"], tags["family_kind"], tags["training_key"]) == ("line 2/P:2", "asset", "k" * 64)
+    assert json.loads(tags["assets"]) == ["line 2/P:2"] and tags["training_summary"] == "{}"
+
+
+def test_a_name_with_a_dot_is_registered(register: Register, model: Any) -> None:
+    assert register(model, "press.2").name == "press.2"
 
 
 def test_the_first_version_becomes_champion_and_the_next_only_challenger(register: Register, model: Any) -> None:

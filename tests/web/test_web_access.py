@@ -45,7 +45,7 @@ def test_every_route_is_public_by_name_or_says_its_role(site: Site) -> None:
     told = list(routes(site))
     assert len(told) > 40
     assert {path for _, path, role in told if role is None} == {p.replace("{name}", "page.css") for p in PUBLIC}
-    assert {role for _, _, role in told if role} == {"viewer", "reviewer", "operator"}
+    assert {role for _, _, role in told if role} == set(ROLES)
 
 
 def test_nobody_sees_or_changes_anything_without_signing_in(site: Site) -> None:
@@ -190,7 +190,8 @@ def test_every_answer_carries_the_headers_that_keep_a_browser_safe(site: Site) -
 
 def test_no_page_has_script_or_style_of_its_own(site: Site) -> None:
     client = site.client("admin")
-    for path in ("/", "/alerts/1", "/handover", "/figures", "/assets", "/asset?name=press", "/health"):
+    views = ("/handover", "/figures", "/assets", "/asset?name=press", "/health", "/planning", "/audit", "/users")
+    for path in ("/", "/alerts/1", *views):
         page = client.get(path).text
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", page), path
 

@@ -244,6 +244,16 @@ def test_every_pair_of_colours_for_text_has_enough_contrast() -> None:
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6});", block))
         for front, back in pairs:
             assert contrast(colours[front], colours[back]) >= 4.5, (front, back)
+        lines = (
+            ("accent", "card"),
+            ("bad", "card"),
+            ("warn", "card"),
+            ("accent", "bad-back"),
+            ("accent", "calm-back"),
+            ("warn", "calm-back"),
+        )
+        for front, back in lines:  # of curves: no text, 3 is enough
+            assert contrast(colours[front], colours[back]) >= 3, (front, back)
 
 
 def contrast(one: str, other: str) -> float:

@@ -15,31 +15,14 @@
     return;
   }
   if (!told.time.length) { say(box.dataset.none); return; }
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
   const shade = (plot) => {
     const left = plot.valToPos(told.start, "x", true), right = plot.valToPos(told.end, "x", true);
-    plot.ctx.save();
-    plot.ctx.fillStyle = colour("--bad-back");
-    plot.ctx.fillRect(left, plot.bbox.top, Math.max(right - left, 2), plot.bbox.height);
-    plot.ctx.restore();
+    chart.fill(plot, left, plot.bbox.top, Math.max(right - left, 2), plot.bbox.height, "--bad-back");
   };
   box.replaceChildren();
-  const size = () => ({ width: box.clientWidth, height: 220 });
-  const plot = new uPlot({
-    ...size(),
-    tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
-    series: [
-      { label: box.dataset.time, value: "{YYYY}-{MM}-{DD} {HH}:{mm}" },
-      { label: box.dataset.score, stroke: colour("--accent"), width: 1.5, points: { show: false } },
-      { label: box.dataset.threshold, stroke: colour("--bad"), width: 1.5, dash: [6, 4], points: { show: false } },
-    ],
-    axes: [
-      { ...axis, values: [[86400, "{YYYY}-{MM}-{DD}"], [3600, "{HH}:{mm}\n{MM}-{DD}"], [60, "{HH}:{mm}"], [1, "{HH}:{mm}:{ss}"]].map((v) => [v[0], v[1], null, null, null, null, null, null, 1]) },
-      { ...axis },
-    ],
-    cursor: { drag: { x: true, y: false } },
-    hooks: { drawClear: [shade] },
-  }, [told.time, told.score, told.time.map(() => told.threshold)], box);
-  addEventListener("resize", () => plot.setSize(size()));
+  chart.draw(box, 220, [told.time, told.score, told.time.map(() => told.threshold)], [
+    { label: box.dataset.time, value: "{YYYY}-{MM}-{DD} {HH}:{mm}" },
+    { label: box.dataset.score, stroke: chart.colour("--accent"), width: 1.5, points: { show: false } },
+    { label: box.dataset.threshold, stroke: chart.colour("--bad"), width: 1.5, dash: [6, 4], points: { show: false } },
+  ], { hooks: { drawClear: [shade] } });
 })();

@@ -1,0 +1,38 @@
+"""How far each row is from the mean of the rows just before it: what levels that drift leave alone (DETECTION §2.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Prepared values are counted in these steps: whole numbers add up to the same sum wherever a log is cut.
+_STEPS = 1 << 20
+_FARTHEST = float(1 << 30)
+
+
+def departures(
+    levels: NDArray[np.float32],
+    since_start: NDArray[np.int64],
+    trail: int,
+    before: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """``levels (n, C)`` less the mean of at most ``trail`` rows before each, in its own segment, ``(n, C)``.
+
+    ``since_start (n,)`` counts rows since the first row of the segment, whose departure is 0. ``before (b, C)`` are the
+    rows just before these; with ``trail`` of them a log in chunks gives bit for bit what it gives in one piece, and with
+    fewer the mean is of those there are. Raises ValueError for a trail below 1.
+
+    >>> departures(np.array([[1], [3], [5]], np.float32), np.array([0, 1, 2]), 2)[:, 0].tolist()
+    [0.0, 2.0, 3.0]
+    """
+    if trail < 1:
+        raise ValueError(f"trail: expected at least 1 row, got {trail}")
+    n, ahead = len(levels), 0 if before is None else len(before)
+    rows = levels if before is None else np.concatenate((before, levels))
+    counted = np.rint(np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float64) * _STEPS).astype(np.int64)
+    total = np.concatenate((np.zeros((1, rows.shape[1]), np.int64), np.cumsum(counted, axis=0)))
+    at = np.arange(ahead, ahead + n)
+    count = np.minimum(np.minimum(since_start, trail), at)
+    summed = (total[at] - total[at - count]).astype(np.float64)
+    mean = summed / (np.maximum(count, 1)[:, None] * _STEPS)
+    return np.where(count[:, None] > 0, levels - mean, 0.0).astype(np.float32)

@@ -1,0 +1,67 @@
+"""Departure from the recent past: a drifting level says nothing, a sudden one does (DETECTION §2.3, §2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.data.scaling import compressed
+from anomaly.detectors.base import Detector, Encoded
+from anomaly.detectors.reconstruction import recency_weights, sensor_shares
+
+#: Departures below this, in deviations of a tag's level, are rounding.
+_STILL = 1e-9
+
+
+class LocalDetector(Detector):
+    """Mean squared departure of a window's rows from the ``trail`` rows before each, recent rows counting most.
+
+    Each tag's departures are scaled by their own size in normal operation, and count linearly to 4 of it and by their
+    logarithm beyond: one tag that never moved before must not drown the rest. A tag that never departed keeps the scale of
+    its level. ``half_life`` as in ``ReconstructionDetector``.
+    """
+
+    name: ClassVar[str] = "local"
+    summary: ClassVar[str] = "departure from the mean of the rows just before: blind to slow drift (DETECTION §2)"
+    needs: ClassVar[str] = "local"
+
+    def __init__(self, trail: int = 128, half_life: float | None = 2.0) -> None:
+        if trail < 1:
+            raise ValueError(f"trail: expected at least 1 row, got {trail}")
+        if half_life is not None and not half_life > 0:
+            raise ValueError(f"half_life: expected rows above 0, or None for the plain mean, got {half_life}")
+        self.trail, self.half_life = trail, half_life
+        self.scale_ = np.empty(0, np.float32)
+
+    def fit(self, blocks: Iterable[Encoded]) -> Self:
+        """Learn how far each tag departs in normal operation; raises ValueError without a window."""
+        count, squares = 0, np.zeros(1)
+        for block in blocks:
+            last = self._needed(block)[:, -1].astype(np.float64)
+            count, squares = count + len(last), squares + (last**2).sum(axis=0)
+        if not count:
+            raise ValueError("blocks: expected normal windows to learn from, got none")
+        size = np.sqrt(squares / count)
+        self.scale_ = np.where(size > _STILL, size, 1.0).astype(np.float32)
+        return self
+
+    def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
+        """Weighted mean squared departure of each window."""
+        return np.asarray(self.shares(block).sum(axis=1))
+
+    def shares(self, block: Encoded) -> NDArray[np.float64]:
+        """The weighted squared departures of each tag."""
+        scaled = compressed(self._needed(block) / self.scale_)
+        return sensor_shares(scaled, recency_weights(scaled.shape[1], self.half_life))
+
+    def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        return {"trail": self.trail, "half_life": self.half_life}, {"scale": self.scale_}
+
+    @classmethod
+    def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LocalDetector:
+        made = cls(**settings)
+        made.scale_ = arrays["scale"]
+        return made

@@ -1,0 +1,220 @@
+"""What Spark's Python workers do: look at files, read their rows, score stretches. Arrow in and out; no Spark is imported.
+
+Workers import these functions by name, so what they keep (the loaded model) outlives the task that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from anomaly.data.contract import LogChunk
+from anomaly.data.quality import QualityWatch
+from anomaly.data.readers import PlantLog, open_log
+from anomaly.errors import AnomalyError, Fault, InputRefused
+from anomaly.faults import killpoint
+from anomaly.files import atomic_path
+from pipelines.asset_scoring import (
+    FOUND,
+    ROWS_SCHEMA,
+    HistoryTooShort,
+    chunk_of,
+    model_of,
+    quality_watch,
+    rows_table,
+    score_asset,
+)
+from pipelines.spark_job import Inspected, Job, LogFile, Reading
+
+SCORED, AGAIN, REFUSED = "scored", "again", "refused"
+
+#: Rows as they travel, with the group that they belong to.
+GROUPED_SCHEMA = pa.schema([("asset", pa.string()), ("piece", pa.int32()), *ROWS_SCHEMA])
+GROUPED_DDL = (
+    "asset string, piece int, time bigint, part int, `row` bigint, again boolean, `values` binary, "
+    "categories array<string>"
+)
+INSPECTED_SCHEMA = pa.schema([("number", pa.int64()), ("found", pa.string())])
+INSPECTED_DDL = "number bigint, found string"
+FOUND_SCHEMA = pa.schema([("asset", pa.string()), ("found", pa.string())])
+FOUND_DDL = "asset string, found string"
+#: What is told of a stretch; its rows are in the shard.
+TOLD_SCHEMA = pa.schema(
+    [("asset", pa.string()), ("piece", pa.int32()), ("rows", pa.int64()), ("state", pa.string()),
+     ("why", pa.string()), ("worker", pa.string())]
+)  # fmt: skip
+TOLD_DDL = "asset string, piece int, rows bigint, state string, why string, worker string"
+
+
+def _open(file: LogFile, reading: Reading) -> PlantLog:
+    """The file as a checked log; one whose folder names the asset may be without the column."""
+    settings, column = reading.settings, reading.settings.asset or reading.contract.asset
+    if file.asset is not None and not _has(file, column):
+        settings = replace(settings, asset_from_name="(.*)")
+    log = open_log([Path(file.path)], settings, reading.contract)
+    if any(notice.startswith("long form:") for notice in log.notices):
+        hint = "rows of a long form belong together across files: score it with --engine local"
+        raise InputRefused(Fault("E3007", "a log in wide form", "long form", hint, file.path))
+    return log
+
+
+def _has(file: LogFile, column: str | None) -> bool:
+    try:
+        return column in pq.read_schema(file.path).names
+    except (OSError, pa.ArrowInvalid):
+        return False  # what is wrong with the file is told by its reader
+
+
+def _chunks(log: PlantLog, file: LogFile) -> Iterator[LogChunk]:
+    """The rows of a file, with the asset that its folder names where its rows name none."""
+    if file.asset is None or _has(file, log.contract.asset):
+        yield from log.chunks()
+        return
+    for chunk in log.chunks():
+        yield replace(chunk, asset=np.full(len(chunk), file.asset, dtype=object))
+
+
+def inspect(file: LogFile, reading: Reading) -> Inspected:
+    """Read and check one file as single-process scoring does; what is refused becomes ``faults``, never an exception."""
+    try:
+        log = _open(file, reading)
+        spans = dict[str, tuple[int, int, int]]()
+        for chunk in _chunks(log, file):
+            for asset in dict.fromkeys(chunk.asset):
+                time = chunk.time[chunk.asset == asset]
+                n, first, last = spans.get(str(asset), (0, int(time[0]), int(time[-1])))
+                spans[str(asset)] = n + len(time), min(first, int(time[0])), max(last, int(time[-1]))
+    except AnomalyError as error:
+        return Inspected(file, faults=tuple(f.line() for f in error.faults))
+    except (OSError, pa.ArrowInvalid) as error:
+        return Inspected(file, faults=(Fault("E3001", "a readable file", error, file=file.path).line(),))
+    return Inspected(file, log.files[0].sha256, log.rows, spans, log.notices)
+
+
+def inspected(
+    files: tuple[LogFile, ...], reading: Reading, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """``inspect`` for the files whose numbers ``batches`` bring (column ``id``), as INSPECTED_SCHEMA."""
+    for batch in batches:
+        for number in batch.column("id").to_pylist():
+            text = json.dumps(asdict(inspect(files[number], reading)))
+            yield pa.RecordBatch.from_pylist([{"number": number, "found": text}], INSPECTED_SCHEMA)
+
+
+def inspected_from(text: str) -> Inspected:
+    """What ``inspected`` told of a file."""
+    held = json.loads(text)
+    assets = {asset: (int(n), int(first), int(last)) for asset, (n, first, last) in held["assets"].items()}
+    texts = {name: tuple(held[name]) for name in ("notices", "faults")}
+    return Inspected(**{**held, **texts, "file": LogFile(**held["file"]), "assets": assets})
+
+
+def rows_read(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of the files whose numbers ``batches`` bring, as GROUPED_SCHEMA; those that a later stretch needs come twice."""
+    for batch in batches:
+        for number in batch.column("id").to_pylist():
+            file = job.files[number]
+            for chunk in _chunks(_open(file, job.reading), file):
+                for asset in dict.fromkeys(chunk.asset):
+                    own = chunk.take(chunk.asset == asset)
+                    for table in _grouped(own, str(asset), number, job):
+                        yield from table.to_batches()
+
+
+def _grouped(chunk: LogChunk, asset: str, number: int, job: Job) -> Iterator[pa.Table]:
+    """One asset's rows of a chunk, by piece, and again those that the next piece brings along."""
+    cut, ends = job.cuts.get(asset), job.resume[number]
+    if cut is None:
+        return  # set aside
+    piece = cut.piece(chunk.time)
+    table = rows_table(chunk, number, chunk.time <= ends.get(asset, np.iinfo(np.int64).min))
+    for k in np.unique(piece).tolist():
+        start = cut.first_us + k * cut.length_us
+        yield _keyed(table.filter(pa.array(piece == k)), asset, k)
+        along = (piece == k) & (chunk.time >= start + cut.length_us - job.overlap_us)
+        if k < cut.pieces - 1 and along.any():
+            yield _keyed(table.filter(pa.array(along)), asset, k + 1)
+
+
+def _keyed(table: pa.Table, asset: str, piece: int) -> pa.Table:
+    keys = [pa.repeat(pa.scalar(asset), table.num_rows), pa.repeat(pa.scalar(piece, pa.int32()), table.num_rows)]
+    return pa.Table.from_arrays([*keys, *table.columns], schema=GROUPED_SCHEMA)
+
+
+def scored_group(job: Job, table: pa.Table) -> pa.Table:
+    """Score one group (GROUPED_SCHEMA, one asset and piece), write its shard, tell how it went (TOLD_SCHEMA).
+
+    The shard appears whole by rename under a name that says what is in it: a second attempt, or a copy of the task that
+    runs beside it, writes the same. Refused rows are told, never raised, so that the other assets go on.
+    """
+    asset, piece = str(table["asset"][0].as_py()), int(table["piece"][0].as_py())
+    shard = job.shard(asset, piece)
+    told = {"asset": asset, "piece": piece, "rows": 0, "state": SCORED, "why": "",
+            "worker": f"{socket.gethostname()}:{os.getpid()}"}  # fmt: skip
+    _die_on_first_attempt()
+    try:
+        rows = _known_rows(shard)
+        if rows is None:
+            scored = score_asset(job.stretch(asset, piece).on(table.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)))
+            with atomic_path(shard) as temporary:
+                pq.write_table(scored, temporary, compression="zstd", write_page_checksum=True)
+            rows = scored.num_rows
+        told["rows"] = rows
+    except HistoryTooShort as short:
+        told |= {"state": AGAIN, "why": str(short)}
+    except InputRefused as refused:
+        told |= {"state": REFUSED, "why": str(refused)}
+    return pa.Table.from_pylist([told], TOLD_SCHEMA)
+
+
+def watched(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """What the sensor rules find in rows that come asset by asset and in time order (GROUPED_SCHEMA → FOUND_SCHEMA).
+
+    Runs and blocks of the rules know no stretches, so they pass over an asset from its first row to its last, in the memory
+    of a batch.
+    """
+    model = model_of(job.bundle, job.digest)
+    asset, watch = None, quality_watch(model)
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        for name in table["asset"].unique().to_pylist():
+            if name != asset:
+                yield _found(asset, watch)
+                asset, watch = name, quality_watch(model)
+            own = table.filter(pc.equal(table["asset"], name)).select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
+            watch.update(chunk_of(own.filter(pc.invert(own["again"])), name, model.contract))
+    yield _found(asset, watch)
+
+
+def _found(asset: str | None, watch: QualityWatch) -> pa.RecordBatch:
+    rows = [] if asset is None else [{"asset": asset, "found": json.dumps([asdict(f) for f in watch.finish()])}]
+    return pa.RecordBatch.from_pylist(rows, FOUND_SCHEMA)
+
+
+def _known_rows(shard: Path) -> int | None:
+    """Rows of a shard that an earlier attempt or run finished; None where there is none."""
+    try:
+        held = pq.read_metadata(shard)
+    except (OSError, pa.ArrowInvalid):
+        return None
+    return int(held.num_rows) if FOUND in (held.metadata or {}) else None
+
+
+def _die_on_first_attempt() -> None:
+    """A kill point of the tests: the worker of each task's first attempt."""
+    if not os.environ.get("ANOMALY_KILLPOINT"):
+        return
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    if context is not None and context.attemptNumber() == 0:
+        killpoint("spark.first_attempt")
