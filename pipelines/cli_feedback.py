@@ -137,6 +137,29 @@ def feedback_undo(
     _finish(_plain(done), as_json, lambda: _say_done(done))
 
 
+@feedback.command("level", epilog="Example: `anomaly feedback level scores.parquet --budget 0.5`")
+def feedback_level(
+    scores: Annotated[list[Path], typer.Argument(help="Score files of recent operation, of one model.")],
+    budget: Annotated[float, typer.Option(help="False episodes per asset and day that are bearable.", min=0)] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Whether the score level of normal rows has moved, and the threshold that would follow it. Nothing is changed."""
+    from pipelines.score_level import score_level
+
+    found = score_level(scores, _database(), budget)
+
+    def say() -> None:
+        typer.echo(found.words)
+        typer.echo(
+            f"  level {found.level:+.2f}, spread {found.spread:.2f} (0 and 1 at calibration), {found.rows} rows; "
+            f"{found.after_low:.2g} to {found.after_high:.2g} episodes a day at {found.proposed:.2f}"
+        )
+        if found.needed:
+            typer.echo(f"next: anomaly feedback apply --value {found.proposed:.2f} --by NAME --why REASON")
+
+    _finish(found.to_dict(), as_json, say)
+
+
 @feedback.command("next", epilog="Example: `anomaly feedback next --count 5`")
 def feedback_next(
     model: Model = None,

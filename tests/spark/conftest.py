@@ -98,7 +98,7 @@ def plant(fitted: Fitted, frame: pd.DataFrame, tmp_path_factory: pytest.TempPath
         half = len(own) // 2  # the two files repeat ten rows
         own.drop(columns="asset").iloc[: half + 10].to_parquet(place / "part-0.parquet", index=False)
         own.drop(columns="asset").iloc[half:].to_parquet(place / "part-1.parquet", index=False)
-    score([root / "log.parquet"], model, "m", root / "s.parquet", str(root / "alerts.db"))
+    score([root / "log.parquet"], model, model.settings.name, root / "s.parquet", str(root / "alerts.db"))
     scores = pq.read_table(root / "s.parquet").to_pandas().sort_values(["asset", "time"], kind="stable")
     scores = scores.reset_index(drop=True)
     database = root / "alerts.db"

@@ -30,8 +30,9 @@ def run(plant: Plant, folder: Path, logs: list[Path], out: str = "scores.parquet
         rows: int = 500) -> SparkScored:  # fmt: skip
     """Score in this process as driver; stretches are short so that there are several of an asset."""
     return score_on_spark(
-        logs, plant.model, plant.bundle, "m", folder / out, str(folder / "alerts.db"), master=master, stretch_rows=rows
-    )
+        logs, plant.model, plant.bundle, plant.model.settings.name, folder / out, str(folder / "alerts.db"),
+        master=master, stretch_rows=rows,
+    )  # fmt: skip
 
 
 def test_a_folder_by_asset_on_two_threads_gives_the_scores_and_alerts_of_one_process(
@@ -40,6 +41,7 @@ def test_a_folder_by_asset_on_two_threads_gives_the_scores_and_alerts_of_one_pro
     done = run(plant, tmp_path, [plant.folder])
     assert_same(plant, pd.read_parquet(tmp_path / "scores.parquet"), tmp_path / "alerts.db")
     assert done.stretches > ASSETS
+    print("DBG", done.alone, sorted(done.told.items()))
     assert set(done.alone) == {"P 0"}
     assert done.set_aside == {}
     assert done.recorded
