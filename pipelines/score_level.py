@@ -27,7 +27,7 @@ def score_level(paths: Sequence[Path], database: Database | None = None, budget:
     """
     rows = pd.concat([_read(path) for path in paths], ignore_index=True)
     rows = rows.drop_duplicates(["asset", "time"], keep="last").sort_values(["asset", "time"], ignore_index=True)
-    time: NDArray[np.int64] = rows["time"].astype("datetime64[us, UTC]").astype("int64").to_numpy(np.int64)
+    time = np.asarray(rows["time"].astype("datetime64[us, UTC]").astype("int64"), np.int64)
     asset = rows["asset"].astype(str).to_numpy(dtype=object)
     held = rows["threshold"].unique()
     if len(held) != 1:
