@@ -56,15 +56,17 @@ def plant_frame() -> pd.DataFrame:
     Each has other rows of the plant that the model learned from, so that it is well but for its events.
     """
     frames, rng = [], np.random.default_rng(5)
+    once = small_frame().drop(columns="label")
+    twice = pd.concat([once, once.assign(time=once["time"] + pd.Timedelta(minutes=3120))], ignore_index=True)
     for number in range(ASSETS):
-        rows = 1300 + 50 * number if number else 2600
-        frame = small_frame().drop(columns="label").iloc[150 * number : 150 * number + rows].reset_index(drop=True)
+        rows = 1300 + 50 * number if number else 4000
+        frame = twice.iloc[150 * number : 150 * number + rows].reset_index(drop=True)
         tags = [f"tag{i}" for i in range(6)]
         frame[tags] += rng.normal(size=(rows, len(tags))).astype(np.float32) * np.float32(0.05)
         frame.loc[300:304, "tag2"] = np.nan
         frame.loc[rows * 3 // 4 :, "time"] += pd.Timedelta(days=number)
         if number == 0:
-            frame.loc[600:1400, "tag4"] = np.nan
+            frame.loc[1510:2200, "tag4"] = np.nan
         frame.insert(0, "asset", f"P {number}")
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

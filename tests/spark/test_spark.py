@@ -41,7 +41,6 @@ def test_a_folder_by_asset_on_two_threads_gives_the_scores_and_alerts_of_one_pro
     done = run(plant, tmp_path, [plant.folder])
     assert_same(plant, pd.read_parquet(tmp_path / "scores.parquet"), tmp_path / "alerts.db")
     assert done.stretches > ASSETS
-    print("DBG", done.alone, sorted(done.told.items()))
     assert set(done.alone) == {"P 0"}
     assert done.set_aside == {}
     assert done.recorded
