@@ -13,6 +13,9 @@ from nbclient import NotebookClient
 PROJECT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 
+#: Fewest pictures of a notebook, where more are promised than of the others.
+PICTURES = {"01_first_look": 4}
+
 
 @pytest.mark.slow
 @pytest.mark.realdata
@@ -27,7 +30,7 @@ def test_a_notebook_runs_in_under_two_minutes(path: Path, shared_data: Path, mon
     ).execute()
     assert time.monotonic() - started < 120
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 3
+    assert len(pictures) >= PICTURES.get(path.stem, 3)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
