@@ -1,6 +1,6 @@
 """What an alert says of its peak: the sensors behind it, what of the past it looks like, and the window itself, to draw it.
 
-The window is cut down to what a page can show: a few tags, a few hundred points, five digits.
+The window is cut down to what a page can show: a few tags, a few hundred points, as many digits as a curve shows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from anomaly.scores.explain import tag_reasons
 from anomaly.stream import Evidence
 
 MOST_TAGS, MOST_POINTS = 8, 200
+#: Steps of a normal range that a curve shows, and digits of a number at most.
+_STEPS, _MOST_DIGITS = 200.0, 12
 
 Ranges = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -61,13 +63,14 @@ def excerpt(
     if model.encoder.can_reconstruct:
         # One window at a time and past the engines, so that neither a log's cut nor its length changes a digit.
         expected = model.preparer.inverse(model.encoder.reconstruct(window[None])[0])
+    steps = np.nan_to_num(np.abs(ranges[1] - ranges[0])) / _STEPS
     curves = [
         {
             "tag": tags[c],
-            "actual": _points(actual[rows, c]),
-            "expected": None if expected is None else _points(expected[rows, c]),
-            "low": _point(ranges[0][c]),
-            "high": _point(ranges[1][c]),
+            "actual": _points(actual[rows, c], steps[c]),
+            "expected": None if expected is None else _points(expected[rows, c], steps[c]),
+            "low": _point(ranges[0][c], steps[c]),
+            "high": _point(ranges[1][c], steps[c]),
         }
         for c in np.argsort(-shares, kind="stable")[:MOST_TAGS].tolist()
         if shares[c] > 0
@@ -76,10 +79,15 @@ def excerpt(
     return {"before": [round(float(s), 3) for s in before], "tags": curves}
 
 
-def _points(values: NDArray[np.float64]) -> list[float | None]:
-    return [_point(v) for v in values]
+def _points(values: NDArray[np.float64], step: float) -> list[float | None]:
+    return [_point(v, step) for v in values]
 
 
-def _point(value: float) -> float | None:
-    """Five digits; None for what is missing."""
-    return float(f"{value:.5g}") if np.isfinite(value) else None
+def _point(value: float, step: float) -> float | None:
+    """Five digits, or as many as tell ``step`` apart; None for what is missing."""
+    if not np.isfinite(value):
+        return None
+    digits = 5
+    if 0 < step < abs(value):
+        digits = min(max(int(np.ceil(np.log10(abs(value) / step))) + 1, digits), _MOST_DIGITS)
+    return float(f"{value:.{digits}g}")

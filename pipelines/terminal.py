@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from alerts.readable import told_apart
 from anomaly.errors import AnomalyError, Fault
 
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ def _reasons(tags: list[dict[str, Any]]) -> None:
     said = {"high": "above its normal range", "low": "below its normal range", "pattern": "in range, unusual pattern"}
     table = _table("", "tag", "share", "value at the peak", "normal range (98 % of rows)", "")
     for own in tags:
-        low, high, value = (_number(own[name]) for name in ("low", "high", "value"))
+        low, high, value = (told_apart(own[name], own["low"], own["high"]) for name in ("low", "high", "value"))
         cells = (" ", own["tag"], f"{own['share']:.0%}", value, f"{low} to {high}", said[own["direction"]])
         table.add_row(*(escape(c) for c in cells))
     _out.print(table)

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from alerts.readable import told_apart
 from alerts.states import STATES, VERDICTS
 from alerts.web.access import Visitor
 from alerts.web.messages import KIND_WORDS, text
@@ -93,6 +94,7 @@ def environment() -> Environment:
         "clock": clock,
         "lasted": lasted,
         "number": number,
+        "told_apart": told_apart,
         "percent": percent,
         "query": urlencode,
     }
