@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,10 @@ def fine_tune_model(
         hint = "choose another encoder, or leave fine-tuning out"
         raise UsageError(Fault("E2002", "an encoder with weights to fine-tune", model.encoder.name, hint))
     verdicts = None if settings.verdicts is None else read_verdicts(Path(settings.verdicts))
-    parts = {part: _labelled(store, prepare, part, verdicts, seed) for part in ("train", "validation")}
+    trail, names = model.ensemble.trail, ("train", "validation")
+    parts = {part: _labelled(store, prepare, part, verdicts, seed, trail) for part in names}
     later = parts["validation"].windows
+    parts = {part: replace(own, windows=own.windows[..., : model.channels]) for part, own in parts.items()}
     scores = [
         model.ensemble.fused(model.ensemble.alone(model.encode(later[i : i + _BATCH])))
         for i in range(0, len(later), _BATCH)
@@ -93,7 +96,7 @@ def past_windows(store: WindowStore, model: AnomalyModel, prepare: Preparation, 
 
 
 def _labelled(
-    store: WindowStore, prepare: Preparation, part: str, verdicts: pd.DataFrame | None, seed: int
+    store: WindowStore, prepare: Preparation, part: str, verdicts: pd.DataFrame | None, seed: int, trail: int = 0
 ) -> LabelledWindows:
     """Windows of a part whose last row is labelled: at most so many of either kind, in time order.
 
@@ -104,7 +107,7 @@ def _labelled(
     kept = {kind: Reservoir(_MOST, seed) for kind in (False, True)}
     blocks = 0
     before: tuple[str, bool] = ("", False)
-    for block in store.window_blocks(part, prepare=prepare):
+    for block in store.window_blocks(part, prepare=prepare, trail=trail):
         ends = block.starts + store.lookback - 1
         rows = store.rows(block.asset, int(ends[0]), int(ends[-1]) + 1)
         kind, time = rows.kind[ends - ends[0]], rows.time[ends - ends[0]]

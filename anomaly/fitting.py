@@ -153,7 +153,7 @@ def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWi
 
 def fitting(encoder: Encoder) -> tuple[str, ...]:
     """Names of the detectors that are taken where none is named."""
-    embedded = ("knn", "window_knn", "subspace", "local")
+    embedded = ("knn", "window_knn", "subspace")
     return ("reconstruction", *embedded) if encoder.can_reconstruct else embedded
 
 

@@ -105,7 +105,8 @@ def test_stretches_say_what_the_whole_log_says(use: Use, half_life: float, rows:
 def test_a_stretch_begins_where_the_one_before_ends_and_the_smoothing_reaches_over(use: Use) -> None:
     model = use(3.0)
     assert needed_rows(model.lookback, 3.0) == model.lookback - 1 + 192
-    frame = small_frame(4000).drop(columns="label")
+    assert overlap_rows(model) > needed_rows(model.lookback, 3.0) + model.ensemble.trail
+    frame = small_frame(9000).drop(columns="label")
     frame["time"] = pd.date_range(frame["time"].iloc[0], periods=len(frame), freq="1min")
     chunk = chunk_from_frame(frame, model.contract)
     job = job_of(chunk, model, 300)

@@ -26,7 +26,7 @@ KILLED = -9
 
 #: A file appears whole before the first point of a pair and after the second.
 SCORE = ["files.before_rename", "files.after_rename", "score.after_parquet", "alerts.before_commit", "alerts.after_commit",
-         "score.after_record"]  # fmt: skip
+         "score.before_findings", "score.after_record"]  # fmt: skip
 INGEST = ["store.after_append", "store.before_publish", "files.before_rename", "files.after_rename"]
 TRAIN = ["store.after_append", "store.before_publish", "train.after_ingest", "training.after_best", "training.after_checkpoint",
          "train.after_fit",
@@ -36,7 +36,8 @@ TRAIN = ["store.after_append", "store.before_publish", "train.after_ingest", "tr
 ELSEWHERE = ["features.before_journal", "features.after_journal", "features.before_rename", "features.after_rename",
              "promotion.before_table", "promotion.in_transaction", "promotion.before_commit", "promotion.before_alias",
              "promotion.after_alias",
-             "watch.before_quarantine", "watch.after_scores", "watch.after_state", "watch.after_record"]  # fmt: skip
+             "watch.before_quarantine", "watch.after_scores", "watch.after_state", "watch.after_record",
+             "train_assets.after_model", "score_family.after_record", "spark.first_attempt"]  # fmt: skip
 
 pytestmark = pytest.mark.slow
 

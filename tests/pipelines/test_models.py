@@ -109,14 +109,17 @@ def test_an_equal_challenger_is_promoted_and_rolled_back(life: Life) -> None:
 
 
 def test_rows_that_were_learned_from_do_not_count(life: Life) -> None:
-    version = life.register(life.champion)
     split = max(end for _, end in life.champion.seen.values())
-    done = anomaly("models", "promote", "press", "--on", life.earlier, "--yes", "--min-events", 0, "--recall-floor", 0,
+    frame = pd.read_csv(life.earlier)
+    span = pd.to_datetime(frame["time"]).max() - pd.to_datetime(frame["time"]).min()
+    overlapping = frame.assign(time=pd.to_datetime(frame["time"]) + span * 3 // 4)
+    log = write_log(overlapping, life.earlier.parent / "overlapping.csv")
+    version = life.register(life.champion)
+    done = anomaly("models", "promote", "press", "--on", log, "--yes", "--min-events", 0, "--recall-floor", 0,
                    "--budget", 1000, "--json").json  # fmt: skip
     evidence = anomaly("models", "show", "press", "--json").json["history"][-1]["evidence"]
-    assert done["version"] == version and 0 < evidence["rows"] < 1000
+    assert done["version"] == version and 0 < evidence["rows"] < len(frame)
     assert pd.Timestamp(evidence["from"]).value // 1000 > split
-    frame = pd.read_csv(life.earlier)
     only_seen = write_log(frame.iloc[: len(frame) // 3], life.earlier.parent / "seen.csv")
     life.register(life.champion)
     refused = anomaly("models", "promote", "press", "--on", only_seen, "--yes")

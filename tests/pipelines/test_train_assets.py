@@ -18,6 +18,7 @@ from command_line import SHORT, Outcome, anomaly, write_log
 from processes import run_apart
 from small_plant import chunk_of, contract_of, small_frame
 
+from alerts.store import AlertStore
 from anomaly.config import AssetSettings, LogSettings, Settings
 from anomaly.encoders.memory import release_memory
 from anomaly.errors import Fault, ModelRefused, Unavailable, UsageError
@@ -408,3 +409,19 @@ def test_memory_is_given_back_between_models() -> None:
     release_memory()
     assert keras.layers.Dense(1).name == "dense" != keras.layers.Dense(1).name
     assert first.startswith("dense")
+
+
+def test_a_killed_scoring_of_a_family_is_finished_by_the_same_command(family: Trained, tmp_path: Path) -> None:
+    log = write_log(family.frame.drop(columns="label"), tmp_path / "log.csv")
+    args = ("score", log, "--model", "plant", "--out", tmp_path / "scores.parquet")
+    whole = tmp_path / "whole.db"
+    killed, _ = run_apart(tmp_path, *args, killpoint="score_family.after_record")
+    assert killed == -9
+    for database in (tmp_path / "alerts.db", whole):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ANOMALY_DB_URL", str(database))
+            assert anomaly(*args).status in (0, 6)
+    found = [[(a.asset, a.start_us, a.peak_score) for a in AlertStore(d).alerts(limit=None)]
+             for d in (tmp_path / "alerts.db", whole)]  # fmt: skip
+    assert sorted(found[0]) == sorted(found[1])
+    assert found[0]
