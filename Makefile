@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-benchmarks test-spark lint lock clean
+.PHONY: demo test test-long test-benchmarks test-spark lint lock clean
 
 demo: $(VENV)/.runtime            ## synthetic plant -> trained model -> report -> alerts
 	$(BIN)/anomaly demo
 
 test: $(VENV)/.dev                ## every test, with line coverage of the four packages
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-long: $(VENV)/.dev           ## long training and memory tests, every encoder again on JAX and behind every front
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m long
 
 test-benchmarks: $(VENV)/.dev     ## benchmarks at a small size, as processes of their own; minutes
 	$(BIN)/python -m pytest -m bench

@@ -1,4 +1,4 @@
-"""How fast the page answers twenty people on one core, with 100,000 or 1,000,000 alerts in the database (issue 7).
+"""How fast the page answers twenty people on one core, with 100,000 or 1,000,000 alerts in the database.
 
     python benchmarks/page.py [--alerts 100000 1000000] [--users 20] [--seconds 30] [--think 1.0] [--write FILE]
 

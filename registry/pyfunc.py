@@ -31,7 +31,8 @@ DESCRIPTION = ("MLmodel", "requirements.txt", "conda.yaml", "python_env.yaml")
 _LONGEST_DESCRIPTION = 1 << 20
 _FLAVOR_KEYS = {"code", "data", "env", "loader_module", "python_version", "streamable"}
 _PINNED = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)==[A-Za-z0-9_.+!-]+")
-_PLAIN = re.compile(r"pip|python=[0-9.]+|-r requirements\.txt|(?:setuptools|wheel|pip)==[0-9.]+")
+#: What MLflow writes beside them: tools to install with, pinned to a release or kept below one.
+_PLAIN = re.compile(r"pip|python=[0-9.]+|-r requirements\.txt|(?:setuptools|wheel|pip)(?:==|<=|<)[0-9.]+")
 
 
 class ServedModel:

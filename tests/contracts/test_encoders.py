@@ -183,6 +183,7 @@ def test_s5_a_category_joins_the_window_and_an_unseen_one_scores(instance: Insta
         assert encoder.reconstruct(WITH_GRADE).shape == WINDOWS.shape
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("front", [name for name in FRONTS if name != "none"])
 def test_s36_every_front_fits_every_encoder(instance: Instance, front: str, tmp_path: Path):
     if front not in ("differences", "normalise") and instance.name != ENCODERS[0].name:
@@ -217,6 +218,7 @@ def test_every_named_encoder_is_in_the_list_of_instances():
     assert {encoder_class(name).name for name in NAMED} == set(NAMED)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_same_promises_hold_on_jax(tmp_path: Path):
     """This file again, in a process whose Keras runs on JAX."""

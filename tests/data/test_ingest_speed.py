@@ -214,6 +214,7 @@ def test_s1_contradictions_are_found_across_blocks(tmp_path: Path, monkeypatch: 
     assert pivot.duplicates == 3
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_s2_long_logs_become_wide_in_flat_memory(tmp_path: Path) -> None:
     """The sort of a log that lies tag by tag may take what the database may hold, and no more."""

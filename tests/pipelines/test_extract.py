@@ -465,6 +465,7 @@ print(base, peak[0])
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_s2_memory_does_not_grow_with_the_number_of_windows(plant: Plant, tmp_path: Path) -> None:
     rng, peaks = np.random.default_rng(0), []

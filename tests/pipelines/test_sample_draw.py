@@ -226,6 +226,7 @@ def _long_store(path: Path, rows: int, chunk: Callable[[int], LogChunk], step: i
     return path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_s20_memory_does_not_grow_with_the_number_of_windows(tmp_path: Path) -> None:
     plant, peaks = make_plant(tmp_path), []

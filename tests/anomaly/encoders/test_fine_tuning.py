@@ -64,6 +64,7 @@ def quick_precision(score: np.ndarray, positive: np.ndarray) -> float:
     return float((np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("events", [5, 10, 20])
 def test_s33_few_events_beat_the_frozen_model_and_training_from_scratch_on_later_ones(pretrained, events):

@@ -88,6 +88,7 @@ def test_s28_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     np.testing.assert_allclose(went_on.keys, ran_through.keys, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_s28_small_batches_with_a_queue_match_a_large_batch_on_a_probe(tmp_path):
     windows, held_back = tones(1500, 0)[0], tones(200, 1)[0]
