@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from sealing import reseal
 
 from anomaly.errors import ModelRefused, Unavailable, UsageError
 from registry import bundle, members
@@ -41,19 +42,6 @@ def refusal(call: Callable[[], object]) -> str:
         call()
     assert caught.value.exit_code == 4
     return caught.value.faults[0].code
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], None] = lambda body: None) -> None:
-    """What an attacker with our source would do: change, then make every digest right again."""
-    path = folder / bundle.MANIFEST
-    body = json.loads(path.read_text())
-    for name in (bundle.ARRAYS, bundle.CANARY):
-        blob = (folder / name).read_bytes()
-        body["members"][name] = {"sha256": hashlib.sha256(blob).hexdigest(), "size": len(blob)}
-    body["seal"] = "0" * 64
-    change(body)
-    text = json.dumps(body).encode()
-    path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
 
 
 def _set_weights(body: dict[str, Any], **changes: Any) -> None:

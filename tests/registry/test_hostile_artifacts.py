@@ -28,6 +28,7 @@ import h5py
 import joblib
 import numpy as np
 import pytest
+from sealing import reseal
 
 from anomaly.errors import ModelRefused
 from registry import bundle, pyfunc
@@ -52,19 +53,6 @@ class Payload:
 def code(marker: Path) -> str:
     """A module that makes the file when it is imported, and whatever is asked of it later."""
     return f"open({str(marker)!r}, 'w').close()\ndef _load_pyfunc(path):\n    return None\n"
-
-
-def reseal(folder: Path, change: Callable[[dict[str, Any]], None] = lambda body: None) -> None:
-    """Make every digest of a changed bundle right again."""
-    path = folder / bundle.MANIFEST
-    body = json.loads(path.read_text())
-    for name in (bundle.ARRAYS, bundle.CANARY):
-        blob = (folder / name).read_bytes()
-        body["members"][name] = {"sha256": hashlib.sha256(blob).hexdigest(), "size": len(blob)}
-    body["seal"] = "0" * 64
-    change(body)
-    text = json.dumps(body).encode()
-    path.write_bytes(text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1))
 
 
 def npy(array: np.ndarray) -> bytes:
