@@ -69,7 +69,7 @@ def member_name(family: str, group: str) -> str:
     >>> member_name("press", "P-101")
     'press--P-101'
     >>> member_name("press", "line 1/P:7")
-    'press--line_1_P_7-bc6cbd5f'
+    'press--line_1_P_7-fd4eca8b'
     """
     room = _LONGEST - len(family) - 2
     if room < _LEAST_GROUP:

@@ -15,6 +15,7 @@ import json
 import marshal
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -357,9 +358,10 @@ def endless_description(logged: Path, marker: Path) -> None:
 def requirement(line: str, name: str = "requirements.txt") -> Plant:
     def plant(logged: Path, marker: Path) -> None:
         text = (logged / name).read_text()
-        (logged / name).write_text(
-            f"{text}\n{line}\n" if name.endswith(".txt") else text.replace("- pip\n", f"- pip\n- {line}\n")
-        )
+        # MLflow names pip with or without a release, by the environment it runs in.
+        beside_pip = re.sub(r"(?m)^- pip[^:\n]*$", rf"\g<0>\n- {line}", text)
+        (logged / name).write_text(f"{text}\n{line}\n" if name.endswith(".txt") else beside_pip)
+        assert line in (logged / name).read_text(), "the package was planted"
 
     return plant
 
