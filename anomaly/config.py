@@ -114,6 +114,9 @@ class DetectionSettings:
     modes: int = 0  # operating modes whose scores are scaled apart; 0 knows none, -1 finds their number
     reduce: int = 0  # principal components of the embeddings in which modes are sought; 0: the full space
     half_life: float = 0.0  # rows after which a score counts half in the smoothed one; 0 leaves scores as they are
+    labelled: bool = (
+        True  # a head that learned from the log's events joins the detectors where it ranks later ones better
+    )
     refit: bool = False  # once the model is judged, detectors learn from the newest normal rows as well
 
 

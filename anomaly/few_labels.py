@@ -47,7 +47,7 @@ def fine_tune_model(
         raise UsageError(Fault("E2002", "an encoder with weights to fine-tune", model.encoder.name, hint))
     verdicts = None if settings.verdicts is None else read_verdicts(Path(settings.verdicts))
     trail, names = model.ensemble.trail, ("train", "validation")
-    parts = {part: _labelled(store, prepare, part, verdicts, seed, trail) for part in names}
+    parts = {part: labelled_windows(store, prepare, part, verdicts, seed, trail) for part in names}
     later = parts["validation"].windows
     parts = {part: replace(own, windows=own.windows[..., : model.channels]) for part, own in parts.items()}
     scores = [
@@ -95,7 +95,7 @@ def past_windows(store: WindowStore, model: AnomalyModel, prepare: Preparation, 
     return PastWindows(embedded, time.astype(np.int64), asset, event)
 
 
-def _labelled(
+def labelled_windows(
     store: WindowStore, prepare: Preparation, part: str, verdicts: pd.DataFrame | None, seed: int, trail: int = 0
 ) -> LabelledWindows:
     """Windows of a part whose last row is labelled: at most so many of either kind, in time order.

@@ -29,6 +29,7 @@ from anomaly.encoders.base import Encoder, TrainingBatch, TrainingData, Training
 from anomaly.ensemble import Ensemble
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.few_labels import fine_tune_model, past_windows
+from anomaly.labelled_head import judged_head, with_head
 from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows, StreamScorer, prepared_rows
 from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.thresholds import Threshold, choose_threshold, fixed_threshold
@@ -115,6 +116,8 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     )
     _fit_detectors(model, windows, progress)
     notices = _fine_tuned(model, store, windows, settings, progress)
+    if settings.detection.labelled and "head" not in model.ensemble.names:
+        notices += _with_labelled_head(model, store, windows, progress)
     model.past = past_windows(store, model, windows.prepare, settings.training.seed)
     blocks = stream_part(store, model, "validation", progress)
     validation = PartScores.collect("validation", ((rows, block.kind) for block, rows in blocks))
@@ -153,7 +156,7 @@ def _ensemble(settings: DetectionSettings, encoder: Encoder, windows: PreparedWi
 
 def fitting(encoder: Encoder) -> tuple[str, ...]:
     """Names of the detectors that are taken where none is named."""
-    embedded = ("knn", "window_knn", "subspace")
+    embedded = ("knn", "window_knn", "subspace", "local")
     return ("reconstruction", *embedded) if encoder.can_reconstruct else embedded
 
 
@@ -173,7 +176,13 @@ def _fit_detectors(model: AnomalyModel, windows: PreparedWindows, progress: Prog
     trail = model.ensemble.trail
     model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0, trail))))
     progress("detectors", 1, 1)
+    _calibrate(model, windows, progress)
+
+
+def _calibrate(model: AnomalyModel, windows: PreparedWindows, progress: Progress) -> None:
+    """Each detector's calibration, and that of the fused score, on the held-back normal windows of validation."""
     progress("calibration", 0, 1)
+    trail = model.ensemble.trail
     fused = model.ensemble.calibrate(model.encode(block.values) for block in windows.blocks("validation", trail))
     model.calibrator = None
     if model.settings.detection.half_life:
@@ -216,6 +225,21 @@ def _fine_tuned(
         model.encoder, model.ensemble = encoder, Ensemble([head])
         _fit_detectors(model, windows, progress)
     return (reason,)
+
+
+def _with_labelled_head(
+    model: AnomalyModel, store: WindowStore, windows: PreparedWindows, progress: Progress
+) -> tuple[str, ...]:
+    """Put a head that learned from the log's events beside the detectors where it ranks later events better."""
+    before, calibrator, seed = model.ensemble, model.calibrator, model.settings.training.seed
+    found, reason = with_head(model, store, windows.prepare, seed)
+    if found is not None:
+        model.ensemble = found
+        _calibrate(model, windows, progress)
+        kept, reason = judged_head(model, before, store, windows.prepare, seed)
+        if not kept:
+            model.ensemble, model.calibrator = before, calibrator
+    return (reason,) if reason else ()
 
 
 def _fit_preparer(store: WindowStore, robust: bool, progress: Progress) -> tuple[RowPreparer, Vocabulary]:

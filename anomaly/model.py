@@ -28,9 +28,9 @@ from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.explain import top_tags
 from anomaly.scores.past_events import PastWindows
 from anomaly.scores.thresholds import Threshold
-from anomaly.stream import ANOMALOUS, OUTCOMES, UNSCORABLE, WARM_UP, ScoredRows, StreamScorer
+from anomaly.stream import ANOMALOUS, OUTCOMES, SETTLING, UNSCORABLE, WARM_UP, ScoredRows, StreamScorer
 
-__all__ = ["ANOMALOUS", "OUTCOMES", "UNSCORABLE", "WARM_UP", "AnomalyModel", "ScoredRows", "StreamScorer"]
+__all__ = ["ANOMALOUS", "OUTCOMES", "SETTLING", "UNSCORABLE", "WARM_UP", "AnomalyModel", "ScoredRows", "StreamScorer"]
 
 _NAMED_TAGS = 3
 

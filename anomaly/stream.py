@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 NORMAL_ROW, ANOMALOUS, UNSCORABLE = 0, 1, 2
 OUTCOMES = np.array(["normal", "anomalous", "unscorable"], dtype=object)
-WARM_UP, GAP = "warm_up", "gap"
+#: ``settling``: a full window, but the log has fewer rows before it than the score looks back on.
+WARM_UP, GAP, SETTLING = "warm_up", "gap", "settling"
 
 #: Windows that a worker pushes through the encoder at once; bounds the memory of scoring.
 _BATCH = 2048
@@ -77,6 +78,7 @@ class _AssetState:
     hold: HoldState | None = None
     last_time: int | None = None
     since_start: int = -1
+    unbroken: bool = True  # no gap so far: what came before its first row is not known
     tail: NDArray[np.float32] | None = None
     tail_absent: NDArray[np.bool_] | None = None
     smoother: CausalSmoother | None = None
@@ -84,7 +86,11 @@ class _AssetState:
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """JSON-ready values and arrays."""
-        plain: dict[str, Any] = {"last_time": self.last_time, "since_start": self.since_start}
+        plain: dict[str, Any] = {
+            "last_time": self.last_time,
+            "since_start": self.since_start,
+            "unbroken": self.unbroken,
+        }
         plain["smoothed"] = None if self.smoother is None else self.smoother.last
         held: dict[str, NDArray[Any] | None] = {"tail": self.tail, "tail_absent": self.tail_absent}
         if self.hold is not None:
@@ -104,7 +110,9 @@ class _AssetState:
     @classmethod
     def from_state(cls, plain: dict[str, Any], arrays: dict[str, NDArray[Any]], half_life: float) -> _AssetState:
         """The state from what ``to_state`` gave."""
-        made = cls(last_time=plain["last_time"], since_start=int(plain["since_start"]))
+        # A state of an earlier release does not say whether there was a gap.
+        unbroken = bool(plain.get("unbroken", True))
+        made = cls(last_time=plain["last_time"], since_start=int(plain["since_start"]), unbroken=unbroken)
         made.tail, made.tail_absent = arrays.get("tail"), arrays.get("tail_absent")
         if "hold_values" in arrays:
             made.hold = HoldState(arrays["hold_values"], arrays["hold_age"])
@@ -214,7 +222,8 @@ class StreamScorer:
             state.smoother = state.smoother or CausalSmoother(half_life)
             fused = state.smoother.update(fused, since == 0)
         score = (fused if self._calibrator is None else self._calibrator.transform(fused)).astype(np.float32)
-        outcome, reason = self._outcomes(score, absent, unseen, since, first_ever)
+        settling = self._settling(state, since, first_ever)
+        outcome, reason = self._outcomes(score, absent, unseen, since, first_ever, settling)
         score[outcome == UNSCORABLE] = np.nan
         shares[outcome == UNSCORABLE], alone[outcome == UNSCORABLE] = 0, np.nan
         rows = np.concatenate((history, prepared))[:, : model.channels]
@@ -282,10 +291,11 @@ class StreamScorer:
         unseen: NDArray[np.bool_],
         since: NDArray[np.int64],
         first_ever: bool,
+        settling: NDArray[np.bool_],
     ) -> tuple[NDArray[np.int8], NDArray[np.object_]]:
         """Three outcomes and why. A row with an absent value, or the first after a gap, is never called normal."""
         outcome = np.where(score >= np.float32(self.model.threshold.value), ANOMALOUS, NORMAL_ROW)
-        reason = np.full(len(score), "", dtype=object)
+        reason = np.where(settling, SETTLING, "").astype(object)
         reason[since < self.model.lookback - 1] = WARM_UP
         gap = since == 0
         if first_ever and len(gap):
@@ -296,6 +306,15 @@ class StreamScorer:
             reason[i] = "missing: " + ", ".join(np.array(self.model.contract.tags)[absent[i]][:_NAMED_TAGS])
         outcome[gap | unseen | absent.any(axis=1)] = UNSCORABLE
         return outcome.astype(np.int8), reason
+
+    def _settling(self, state: _AssetState, since: NDArray[np.int64], first_ever: bool) -> NDArray[np.bool_]:
+        """Rows before the log's first gap that have fewer rows before them than their score may depend on."""
+        began = since == 0
+        if first_ever and len(began):
+            began[0] = False
+        whole = ~np.logical_or.accumulate(began) if state.unbroken else np.zeros(len(since), dtype=bool)
+        state.unbroken = state.unbroken and not began.any()
+        return whole & (since < self.model.history)
 
     def _mostly_absent(
         self, absent_row: NDArray[np.bool_], since: NDArray[np.int64], state: _AssetState

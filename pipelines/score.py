@@ -29,7 +29,7 @@ from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
-from anomaly.model import OUTCOMES, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
+from anomaly.model import OUTCOMES, SETTLING, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
 from anomaly.scores.explain import top_shares
 from pipelines import drift_report
 from pipelines.drift_report import DriftSample
@@ -226,10 +226,10 @@ def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
 
 
 class Coverage:
-    """Time that was fully answered, per asset: stretches without a gap, warm-up or unscorable rows.
+    """Time that was fully answered, per asset: stretches without a gap, and without warm-up, settling or unscorable rows.
 
-    A warm-up row is scored on a padded window and an unscorable one not at all, so a fuller log may still have something
-    to say about them.
+    A warm-up row is scored on a padded window, a settling one without the rows before the log, an unscorable one not at
+    all, so a fuller log may still have something to say about them.
     """
 
     def __init__(self, max_gap_us: int) -> None:
@@ -238,7 +238,8 @@ class Coverage:
 
     def add(self, rows: ScoredRows) -> None:
         """Follow the next scored rows."""
-        answered = rows.take((rows.reason != WARM_UP) & (rows.outcome != UNSCORABLE))
+        partly = (rows.reason == WARM_UP) | (rows.reason == SETTLING)
+        answered = rows.take(~partly & (rows.outcome != UNSCORABLE))
         for asset in dict.fromkeys(answered.asset):
             time = answered.time[answered.asset == asset]
             edges = np.flatnonzero(np.diff(time) > self._max_gap_us) + 1

@@ -15,12 +15,14 @@ def departures(
     since_start: NDArray[np.int64],
     trail: int,
     before: NDArray[np.float32] | None = None,
+    counted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """``levels (n, C)`` less the mean of at most ``trail`` rows before each, in its own segment, ``(n, C)``.
 
     ``since_start (n,)`` counts rows since the first row of the segment, whose departure is 0. ``before (b, C)`` are the
     rows just before these; with ``trail`` of them a log in chunks gives bit for bit what it gives in one piece, and with
-    fewer the mean is of those there are. Raises ValueError for a trail below 1.
+    fewer the mean is of those there are. ``counted (b + n,)``: rows that a mean may take in, all by default; a fit leaves out
+    labelled events. Raises ValueError for a trail below 1.
 
     >>> departures(np.array([[1], [3], [5]], np.float32), np.array([0, 1, 2]), 2)[:, 0].tolist()
     [0.0, 2.0, 3.0]
@@ -29,10 +31,13 @@ def departures(
         raise ValueError(f"trail: expected at least 1 row, got {trail}")
     n, ahead = len(levels), 0 if before is None else len(before)
     rows = levels if before is None else np.concatenate((before, levels))
-    counted = np.rint(np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float64) * _STEPS).astype(np.int64)
-    total = np.concatenate((np.zeros((1, rows.shape[1]), np.int64), np.cumsum(counted, axis=0)))
+    use = np.ones(len(rows), dtype=bool) if counted is None else counted
+    whole = np.rint(np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float64) * _STEPS).astype(np.int64)
+    total = np.concatenate((np.zeros((1, rows.shape[1]), np.int64), np.cumsum(whole * use[:, None], axis=0)))
+    number = np.concatenate(([0], np.cumsum(use)))
     at = np.arange(ahead, ahead + n)
-    count = np.minimum(np.minimum(since_start, trail), at)
-    summed = (total[at] - total[at - count]).astype(np.float64)
+    first = at - np.minimum(np.minimum(since_start, trail), at)
+    count = number[at] - number[first]
+    summed = (total[at] - total[first]).astype(np.float64)
     mean = summed / (np.maximum(count, 1)[:, None] * _STEPS)
     return np.where(count[:, None] > 0, levels - mean, 0.0).astype(np.float32)

@@ -361,13 +361,19 @@ class WindowStore:
         furthest = max(self.stride, self.lookback) * (high - low)
         while len(starts):
             near = int(np.searchsorted(starts, starts[0] + furthest))
-            run = self._run(asset, starts[:near], kind[:near], prepare, trail)
+            run = self._run(asset, starts[:near], kind[:near], normal_only, prepare, trail)
             if len(run):
                 yield run
             starts, kind = starts[near:], kind[near:]
 
     def _run(
-        self, asset: str, starts: NDArray[np.int64], kind: NDArray[np.int8], prepare: Preparation | None, trail: int
+        self,
+        asset: str,
+        starts: NDArray[np.int64],
+        kind: NDArray[np.int8],
+        normal_only: bool,
+        prepare: Preparation | None,
+        trail: int,
     ) -> WindowRun:
         """The windows at ``starts`` of one asset with the rows they lie in, which are read in one piece."""
         group, first, stop = self._groups[asset], max(int(starts[0]) - trail, 0), int(starts[-1]) + self.lookback
@@ -378,7 +384,9 @@ class WindowStore:
             values, usable = prepare(values, age, codes)
             if trail:
                 levels, since = values[:, : len(self.contract.tags)], self._since_start(asset, first, stop)
-                values = np.column_stack((values, departures(levels, since, trail)))
+                # A fit takes normal windows only: then no labelled row may move the mean they depart from (METHODS S56).
+                quiet = self._read(self._dataset(f"{group}/kind"), first, stop) == NORMAL if normal_only else None
+                values = np.column_stack((values, departures(levels, since, trail, counted=quiet)))
             bad = np.concatenate(([0], np.cumsum(~usable)))
             whole = bad[starts - first + self.lookback] == bad[starts - first]
             starts, kind, age = starts[whole], kind[whole], age[:, :0]

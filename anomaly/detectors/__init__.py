@@ -21,6 +21,7 @@ DETECTORS: dict[str, str] = {
     "window_knn": "anomaly.detectors.raw_windows:WindowKnnDetector",
     "subspace": "anomaly.detectors.raw_windows:SubspaceDetector",
     "local": "anomaly.detectors.local:LocalDetector",
+    "labelled": "anomaly.detectors.labelled:LabelledDetector",
     "head": "anomaly.detectors.supervised:HeadDetector",
 }
 

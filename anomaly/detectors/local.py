@@ -9,31 +9,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.scaling import compressed
-from anomaly.detectors.base import Detector, Encoded
+from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.detectors.reconstruction import recency_weights, sensor_shares
 
+OVER = ("max", "mean")
 #: Departures below this, in deviations of a tag's level, are rounding.
 _STILL = 1e-9
 
 
 class LocalDetector(Detector):
-    """Mean squared departure of a window's rows from the ``trail`` rows before each, recent rows counting most.
+    """Squared departure of a window's rows from the ``trail`` rows before each, recent rows counting most.
 
-    Each tag's departures are scaled by their own size in normal operation, and count linearly to 4 of it and by their
-    logarithm beyond: one tag that never moved before must not drown the rest. A tag that never departed keeps the scale of
-    its level. ``half_life`` as in ``ReconstructionDetector``.
+    Of the tag that departs farthest (``over="max"``): the other detectors add tags up, and a fault of one sensor drowns in
+    such a sum (DETECTION §4). ``over="mean"`` is their mean. Each tag's departures are scaled by their own size in normal
+    operation, and count linearly to 4 of it and by their logarithm beyond: one tag that never moved before must not drown
+    the rest. A tag that never departed keeps the scale of its level. ``half_life`` as in ``ReconstructionDetector``.
     """
 
     name: ClassVar[str] = "local"
     summary: ClassVar[str] = "departure from the mean of the rows just before: blind to slow drift (DETECTION §2)"
     needs: ClassVar[str] = "local"
 
-    def __init__(self, trail: int = 128, half_life: float | None = 2.0) -> None:
+    def __init__(self, trail: int = 128, half_life: float | None = 2.0, over: str = "max") -> None:
         if trail < 1:
             raise ValueError(f"trail: expected at least 1 row, got {trail}")
         if half_life is not None and not half_life > 0:
             raise ValueError(f"half_life: expected rows above 0, or None for the plain mean, got {half_life}")
-        self.trail, self.half_life = trail, half_life
+        if over not in OVER:
+            raise ValueError(f"over: expected one of {', '.join(OVER)}, got {over!r}")
+        self.trail, self.half_life, self.over = trail, half_life, over
         self.scale_ = np.empty(0, np.float32)
 
     def fit(self, blocks: Iterable[Encoded]) -> Self:
@@ -49,16 +53,17 @@ class LocalDetector(Detector):
         return self
 
     def anomaly_score(self, block: Encoded) -> NDArray[np.float64]:
-        """Weighted mean squared departure of each window."""
+        """Weighted mean squared departure of each window: of its farthest tag, or of all."""
         return np.asarray(self.shares(block).sum(axis=1))
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
-        """The weighted squared departures of each tag."""
+        """The score, shared out by the weighted squared departures of the tags."""
         scaled = compressed(self._needed(block) / self.scale_)
-        return sensor_shares(scaled, recency_weights(scaled.shape[1], self.half_life))
+        own = sensor_shares(scaled, recency_weights(scaled.shape[1], self.half_life))
+        return own if self.over == "mean" else shared_out(own.max(axis=1) * own.shape[1], own)
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        return {"trail": self.trail, "half_life": self.half_life}, {"scale": self.scale_}
+        return {"trail": self.trail, "half_life": self.half_life, "over": self.over}, {"scale": self.scale_}
 
     @classmethod
     def from_state(cls, settings: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LocalDetector:

@@ -32,6 +32,17 @@ def test_any_cut_of_a_log_gives_the_same_bits(cuts: tuple[int, ...]) -> None:
     assert np.array_equal(np.concatenate(parts), departures(LEVELS, SINCE, TRAIL))
 
 
+def test_rows_that_are_not_counted_move_no_mean() -> None:
+    events = np.zeros(len(LEVELS), dtype=bool)
+    events[[50, 51, 52, 260]] = True
+    altered = np.where(events[:, None], np.float32(1e6), LEVELS)
+    found, other = (departures(rows, SINCE, TRAIL, counted=~events) for rows in (LEVELS, altered))
+    np.testing.assert_array_equal(found[~events], other[~events])
+    wanted = LEVELS[56] - np.concatenate((LEVELS[40:50], LEVELS[53:56])).mean(axis=0)
+    np.testing.assert_allclose(found[56], wanted, atol=1e-5)
+    assert (departures(LEVELS, SINCE, TRAIL, counted=np.zeros(len(LEVELS), bool)) == 0).all()
+
+
 def test_a_slow_drift_departs_little_and_a_step_departs_by_its_size() -> None:
     drift = np.linspace(0, 50, 5000, dtype=np.float32)[:, None]
     step = np.where(np.arange(5000) < 4000, drift[:, 0], drift[:, 0] + 3)[:, None].astype(np.float32)
@@ -67,4 +78,16 @@ def test_a_tag_that_never_departed_keeps_the_scale_of_its_level() -> None:
     assert detector.scale_[1] == 1
     moved = np.zeros((1, 4, 2), np.float32)
     moved[:, :, 1] = 3.0
-    assert detector.anomaly_score(block(moved))[0] == pytest.approx(9 / 2)
+    assert detector.anomaly_score(block(moved))[0] == pytest.approx(9)
+    mean = LocalDetector(over="mean").fit([block(normal)])
+    assert mean.anomaly_score(block(moved))[0] == pytest.approx(9 / 2)
+
+
+def test_the_farthest_tag_is_the_score_and_the_others_have_their_share_of_it() -> None:
+    normal = RNG.standard_normal((500, 8, 3)).astype(np.float32)
+    both = [LocalDetector(half_life=None, over=over).fit([block(normal)]) for over in ("max", "mean")]
+    highest, mean = (detector.shares(block(normal)) for detector in both)
+    np.testing.assert_allclose(highest.sum(axis=1), 3 * mean.max(axis=1))
+    np.testing.assert_allclose(highest / highest.sum(axis=1, keepdims=True), mean / mean.sum(axis=1, keepdims=True))
+    with pytest.raises(ValueError, match="over: expected one of max, mean"):
+        LocalDetector(over="median")

@@ -14,11 +14,11 @@ from anomaly.config import DetectionSettings, FineTuningSettings
 from anomaly.data.reading.verdicts import read_verdicts
 from anomaly.data.store import WindowStore
 from anomaly.errors import InputRefused, UsageError
-from anomaly.few_labels import _labelled
+from anomaly.few_labels import labelled_windows
 from anomaly.fitting import PreparedWindows, fit_model
 from anomaly.model import AnomalyModel
 
-WEAK = replace(SMALL, detection=DetectionSettings(("knn",)), training=replace(SMALL.training, epochs=2))
+WEAK = replace(SMALL, detection=DetectionSettings(("knn",), labelled=False), training=replace(SMALL.training, epochs=2))
 
 
 def test_s33_the_reason_is_said_and_the_model_scores_the_same_from_its_parts(store_path: Path, frame, tmp_path: Path):
@@ -44,7 +44,7 @@ def test_too_few_events_change_nothing_and_say_so(store_path: Path, tmp_path: Pa
 def test_windows_are_labelled_by_their_last_row_and_by_verdicts(store_path: Path, fitted):
     with WindowStore.open(store_path) as store:
         prepare = PreparedWindows(store, fitted.model.preparer, fitted.model.vocabulary, SMALL.training).prepare
-        plain = _labelled(store, prepare, "train", None, seed=0)
+        plain = labelled_windows(store, prepare, "train", None, seed=0)
         [asset] = store.assets
         first, stop = store.part_rows(asset, "train")
         kinds = store.rows(asset, first, stop).kind
@@ -55,7 +55,7 @@ def test_windows_are_labelled_by_their_last_row_and_by_verdicts(store_path: Path
         said = pd.DataFrame(
             {"asset": [asset], "start": [time[quiet]], "end": [time[quiet + 5]], "verdict": ["true fault"]}
         )
-        more = _labelled(store, prepare, "train", said, seed=0)
+        more = labelled_windows(store, prepare, "train", said, seed=0)
         assert more.positive.sum() == plain.positive.sum() + 5 and more.n_events == plain.n_events + 1
 
 

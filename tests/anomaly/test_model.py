@@ -114,6 +114,28 @@ def test_a_gap_is_never_normal_and_what_follows_is_warm_up(fitted, frame):
     assert (got.reason == "gap").sum() == 2
 
 
+@pytest.mark.parametrize("cuts", [[], [3], [60, 61, 134, 200]])
+def test_rows_at_the_beginning_of_a_log_settle_and_rows_after_a_gap_do_not(fitted, frame, cuts):
+    model = fitted.model
+    assert model.history == SMALL.window.lookback - 1 + 128
+    stream, reasons = model.stream(), []
+    for a, b in pairwise([0, *cuts, len(frame)]):
+        reasons.append(stream.score(chunk_of(frame[a:b])).reason)
+        stream = type(stream).from_state(model, *stream.to_state())
+    found = np.concatenate(reasons)
+    assert (found[:5] == "warm_up").all() and (found[5 : model.history] == "settling").all()
+    assert "settling" not in found[model.history :]
+
+
+def test_a_log_that_begins_later_gives_the_same_scores_once_it_has_settled(fitted, frame):
+    model, late = fitted.model, 137
+    whole, part = (model.score_frame(f) for f in (frame[:700], frame[late:700].reset_index(drop=True)))
+    settled = slice(model.history, None)
+    np.testing.assert_allclose(
+        part.anomaly_score[settled], whole.anomaly_score[late:].reset_index(drop=True)[settled], atol=5e-5
+    )
+
+
 def test_a_repeated_row_gets_the_answer_of_its_twin(fitted, frame):
     twice = pd.concat([frame[:600], frame[599:600], frame[600:800]])
     got, plain = fitted.model.score_frame(twice), fitted.model.score_frame(frame[:800])

@@ -12,6 +12,7 @@ from anomaly.detectors.boundary import IsolationForestDetector, OneClassSvmDetec
 from anomaly.detectors.centroid import CentroidDetector
 from anomaly.detectors.density import GmmDetector, KdeDetector
 from anomaly.detectors.distance import KnnDetector
+from anomaly.detectors.labelled import LabelledDetector
 from anomaly.detectors.local import LocalDetector
 from anomaly.detectors.raw_windows import SubspaceDetector, WindowKnnDetector
 from anomaly.detectors.reconstruction import ReconstructionDetector
@@ -75,5 +76,7 @@ DETECTORS: list[Detector] = [
     SubspaceDetector(0.3),
     LocalDetector(),
     LocalDetector(trail=4, half_life=None),
+    LocalDetector(over="mean"),
+    LabelledDetector(np.zeros((4, 3)), np.ones((4, 3)), np.repeat([[0], [0], [1.0], [0]], 3, axis=1), -12.0),
     HeadDetector(np.tile([0.0, 0.3, 0.1], 4), -1.0),
 ]
