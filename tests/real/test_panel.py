@@ -36,6 +36,8 @@ CASES = (
     "threew_1_06",
     "threew_2_11",
 )
+#: Alike in kind to smd_1-6 and smd_3-3_labelled, and a quarter of a minute each: `make test-long`.
+LONG = ("smd_2-1", "smd_2-1_labelled", "smd_2-7", "smd_3-3")
 
 
 def few_epochs(case: str) -> Settings:
@@ -48,7 +50,7 @@ def test_every_case_of_the_folder_is_tested(shared_data: Path) -> None:
     assert sorted(p.parent.name for p in (shared_data / "panel").glob("*/train.parquet")) == sorted(CASES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.long] if c in LONG else []) for c in CASES])
 def test_trains_and_scores_with_one_answer_a_row(case: str, shared_data: Path, real_home: Path, tmp_path: Path) -> None:
     folder = shared_data / "panel" / case
     trained = train([folder / "train.parquet"], few_epochs(case), tmp_path / "model")
