@@ -51,7 +51,8 @@ def with_head(model: AnomalyModel, store: WindowStore, prepare: Preparation, see
             f"labelled head: not tried, {events} events to learn from and {judged} later ones to be judged by; "
             f"{LEAST_EVENTS} and 1 are needed"
         )
-    head = LabelledDetector.learned(train.windows, train.positive)
+    tags = len(model.contract.tags)  # categories stand behind them
+    head = LabelledDetector.learned(train.windows[..., :tags], train.positive)
     own = head_weight(events, len(model.ensemble.detectors))
     rest = (1 - own) / len(model.ensemble.detectors)
     weights = (*[rest] * len(model.ensemble.detectors), own)

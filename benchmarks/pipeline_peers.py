@@ -39,8 +39,14 @@ def import_all() -> None:
     import sklearn.ensemble
     import sklearn.neighbors
 
+    import anomaly.compiled
     import pipelines.extract
     import registry.bundle
+
+    if anomaly.compiled.available():
+        import numba
+
+        assert numba
 
     assert all((ai_edge_litert, h5py, keras, scipy, sklearn, pipelines, registry))
 
