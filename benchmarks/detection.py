@@ -92,8 +92,8 @@ def _head(cases: int, datasets: int, command: str) -> list[str]:
         "Lead: event start less the first alert from 16 rows before it on, negative when late. Seconds: learning from the "
         "whole training log and scoring the test log; ours include the start of its processes. Peers get rows that were "
         "filled and scaled with care, one fixed setting each. Means are over data sets; margins are intervals of 95 % from "
-        "drawing data sets and their cases again. Parts of our recipe were compared on the open panel itself (docs/experiments.md): "
-        "on other plants expect less of a margin than is shown for that one.",
+        "drawing data sets and their cases again. Parts of our recipe were compared on the open panel itself "
+        "(docs/experiments.md): on other plants expect less of a margin than is shown for that one.",
         "",
     ]
 
