@@ -11,12 +11,13 @@ import sqlalchemy as sa
 
 from alerts import tables
 from alerts.alert import Alert, alert_of
-from alerts.changes import enqueue_alert
+from alerts.changes import enqueue_alert, log_event
 from alerts.database import Database
 from alerts.grouping import Flood, FloodRules, floods
-from alerts.states import ANOMALY, FLOOD, NEW, OPEN, QUALITY_KINDS
+from alerts.states import ACKNOWLEDGED, ANOMALY, FLOOD, IN_WORK, NEW, OPEN, QUALITY_KINDS, RETURNED, SYSTEM
+from alerts.store import reopened
 from alerts.texts import checked_text, search_text
-from alerts.workflow import Clock, clock_us
+from alerts.workflow import Clock, Workflow, clock_us
 from anomaly.errors import Fault, UsageError
 
 
@@ -49,7 +50,8 @@ def record_findings(database: Database, findings: Iterable[Finding], clock: Cloc
     """Write findings as alerts, one per cause: a finding on a cause that has an open alert extends it, any other is new.
 
     One that a closed alert holds from start to end was told before, and changes nothing. Gives the number of each one's alert.
-    An extension tells nobody; a new alert writes its message in the same transaction.
+    An extension tells nobody; a new alert writes its message in the same transaction. What the service ended by itself
+    (``return_findings``) is open again where it comes back within a day, and a new alert after that.
     """
     with database.writing() as connection:
         now = clock()
@@ -62,16 +64,60 @@ def _record(connection: sa.Connection, finding: Finding, now: int) -> int:
     query = sa.select(tables.alerts).where(*same)
     told = sa.and_(own.start_us <= finding.start_us, own.end_us >= finding.end_us)
     same_start = own.start_us == finding.start_us
-    held = connection.execute(
-        query.where(sa.or_(own.state.in_(OPEN), same_start, told)).order_by(own.id.desc()).limit(1)
-    ).first()
-    if held is not None:
+    order = query.where(sa.or_(own.state.in_(OPEN), same_start, told)).order_by(own.id.desc()).limit(1)
+    held = connection.execute(order).first()
+    back = held is not None and _is_back(held, finding)
+    if held is not None and not (back and finding.start_us > held.end_us + _AGAIN_US):
         changed = {"end_us": max(held.end_us, finding.end_us)}
+        changed |= reopened(held.reopened) | {"version": held.version + 1} if back else {}
         connection.execute(sa.update(tables.alerts).where(own.id == held.id).values(**changed))
+        if back:
+            before = alert_of(held)
+            log_event(connection, before, Alert(**vars(before) | changed), now, SYSTEM, "reopen", "it is back")
         return int(held.id)
     tags = [[finding.cause, 1.0]] if finding.cause else []
     return _insert(connection, finding.kind, finding.asset, finding.cause, finding.start_us, finding.end_us,
                    finding.priority, now, tags=tags, reasons=finding.reasons, action=NEW).id  # fmt: skip
+
+
+def _is_back(held: Any, finding: Finding) -> bool:
+    """Whether a finding that the service ended by itself is there once more, later than it was."""
+    return finding.kind in _ENDED_BY_ITSELF and held.state == RETURNED and finding.start_us > held.end_us
+
+
+#: Findings that the service sees the end of; the others are ended by people.
+_ENDED_BY_ITSELF = ("stale_scorer", "unscorable")
+_AGAIN_US = 86_400_000_000
+
+
+def return_findings(
+    database: Database, numbers: Iterable[int], end_us: int, comment: str, clock: Clock = clock_us
+) -> list[int]:  # fmt: skip
+    """What the alerts ``numbers`` are about was over at ``end_us``: they return to normal, and wait for somebody to close them.
+
+    Gives the numbers of those that changed; one that is returned, shelved or closed stays as it is, and so does one that went
+    on after that time.
+    """
+    own = tables.alerts.c
+    query = sa.select(own.id).where(
+        own.id.in_(list(numbers)), own.state.in_((NEW, ACKNOWLEDGED, IN_WORK)), own.end_us <= end_us
+    )  # fmt: skip
+    with database.reading() as connection:
+        wanted = [] if connection is None else [int(row.id) for row in connection.execute(query)]
+    if not wanted:
+        return []
+    done = Workflow(database, clock).bulk(dict.fromkeys(wanted), "return", SYSTEM, comment=comment)
+    return [outcome.id for outcome in done if outcome.alert is not None]
+
+
+def open_findings(database: Database, kind: str, cause: str) -> list[int]:
+    """The numbers of alerts of a kind and cause that nobody ended yet, on whatever asset."""
+    own = tables.alerts.c
+    query = sa.select(own.id).where(
+        own.kind == kind, own.cause == cause, own.state.in_((NEW, ACKNOWLEDGED, IN_WORK))
+    )  # fmt: skip
+    with database.reading() as connection:
+        return [] if connection is None else [int(row.id) for row in connection.execute(query)]
 
 
 def adopt(database: Database, findings: Iterable[Finding], numbers: Iterable[int], slack_us: int) -> list[int]:
@@ -79,17 +125,20 @@ def adopt(database: Database, findings: Iterable[Finding], numbers: Iterable[int
 
     ``numbers``: of the alerts of ``findings``, as ``record_findings`` gave them. An anomaly belongs to a finding with a cause
     where that tag has the largest share in it, and it began during the finding or at most ``slack_us`` around it. One that
-    somebody took stays by itself, and so does one that began before. Members stay in the tables.
+    somebody took stays by itself, and so does one that began before. Members stay in the tables. An asset that cannot be
+    scored takes the alert on the missing sensor under it in the same way, whenever that began.
     """
     own, adopted = tables.alerts.c, list[int]()
-    wanted = [
-        (parent, finding.cause, sa.and_(
-            own.kind == ANOMALY, own.asset == finding.asset, own.state == NEW, own.version == 1, own.parent_id.is_(None),
-            own.start_us >= finding.start_us - slack_us, own.start_us <= finding.end_us + slack_us,
-        ))
-        for finding, parent in zip(findings, numbers, strict=True)
-        if finding.cause and finding.kind in _EXPLAINS
-    ]  # fmt: skip
+    free = (own.state == NEW, own.version == 1, own.parent_id.is_(None))
+    wanted = list[tuple[int, str, sa.ColumnElement[bool]]]()
+    for finding, parent in zip(findings, numbers, strict=True):
+        mine = (own.asset == finding.asset, own.start_us <= finding.end_us + slack_us, *free)
+        if finding.cause and finding.kind in _EXPLAINS:
+            began = own.start_us >= finding.start_us - slack_us
+            wanted.append((parent, finding.cause, sa.and_(own.kind == ANOMALY, began, *mine)))
+        if finding.cause and finding.kind == "unscorable":
+            same = own.cause == finding.cause
+            wanted.append((parent, finding.cause, sa.and_(own.kind == "no_data", same, *mine)))
     if not wanted:
         return adopted
     with database.writing() as connection:

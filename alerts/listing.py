@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -155,3 +156,41 @@ class PageQueries:
         own = tables.alerts.c
         above = sa.tuple_(own.start_us, own.id) >= sa.tuple_(floor.start_us, floor.id)
         return [query.where(above) for query in self.statements()]
+
+    def read(self, connection: sa.Connection) -> tuple[list[sa.Row[Any]], str | None]:
+        """The rows of the page by one statement, and the cursor of the next page (None: the last). ``columns`` must have
+        ``start_us`` and ``id``. A statement is made once and kept: what differs from page to page are its values."""
+        values: dict[str, int] = {}
+        if self.after is not None:
+            values = {"after_us": self.after.start_us, "after_id": self.after.id}
+        rest = self.floor()
+        row = None if rest is None else connection.execute(rest).first()
+        if row is not None:
+            values |= {"floor_us": row.start_us, "floor_id": row.id}
+        query = _whole_page(self.filters, self.size, self.columns, self.after is not None, row is not None)
+        found = list(connection.execute(query, values))
+        last = found[self.size - 1] if len(found) > self.size else row
+        return found[: self.size], None if last is None else Cursor(last.start_us, last.id).text()
+
+
+@lru_cache(maxsize=256)
+def _whole_page(
+    filters: Filters, size: int, columns: tuple[sa.ColumnElement[Any], ...], later: bool, floored: bool
+) -> sa.Select[Any] | sa.CompoundSelect[Any]:
+    """``PageQueries.statements`` as one, with the limits of the page as parameters."""
+    own, here = tables.alerts.c, sa.tuple_(tables.alerts.c.start_us, tables.alerts.c.id)
+    base = sa.select(*columns).where(*filters.conditions())
+    if later:
+        base = base.where(here < _moment("after"))
+    if floored:
+        base = base.where(here >= _moment("floor"))
+    base = base.order_by(own.start_us.desc(), own.id.desc()).limit(size + 1)
+    each = [base.where(own.state == state) for state in dict.fromkeys(filters.states)] or [base]
+    if len(each) == 1:
+        return each[0]
+    joined = sa.union_all(*(sa.select(query.subquery()) for query in each))
+    return joined.order_by(sa.desc("start_us"), sa.desc("id")).limit(size + 1)
+
+
+def _moment(name: str) -> sa.Tuple:
+    return sa.tuple_(sa.bindparam(f"{name}_us", type_=sa.BigInteger), sa.bindparam(f"{name}_id", type_=sa.BigInteger))

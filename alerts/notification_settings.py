@@ -182,7 +182,7 @@ def transport(
     if own.kind == "alertmanager":
         return alertmanager(url, rules)
     if own.kind == "apprise":
-        return apprise(url)
+        return apprise(url, rules)
     return webhook(url, _secret(name, "secret", own, known), clock, rules)
 
 

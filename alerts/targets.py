@@ -2,7 +2,8 @@
 
 Only https unless allowed, no user name in it, no port of another service by a trick of spelling; every address that the name
 resolves to must be a public one, and the connection is made to that address, so that a second answer of the name server changes
-nothing. No redirect is followed and no proxy is read from the environment.
+nothing. No redirect is followed and no proxy is read from the environment. A library that makes its connections itself is
+watched while it does (``only_allowed``).
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 from urllib.parse import urlsplit
 
 from alerts.outbox import SendFailed
@@ -157,3 +161,80 @@ class _Pinned(http.client.HTTPConnection):
         if self.sock is not None:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Watch:
+    """What a thread may connect to, and what it tried beside that."""
+
+    rules: TargetRules
+    refused: list[str] = field(default_factory=list)
+
+    def check(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Raises PermissionError, which libraries take for a network that does not let them through, where the address is not
+        allowed, and for a thread or a process, since what these do is not seen. ``event`` and ``arguments``: those of Python's
+        audit hooks."""
+        if event in _STARTS:
+            name, good = "a thread or a process of its own", False
+        elif event == "socket.getaddrinfo":
+            name = arguments[0].decode("ascii", "replace") if isinstance(arguments[0], bytes) else str(arguments[0])
+            good = not self.rules.hosts or name.rstrip(".").lower() in self.rules.hosts
+        else:
+            name = str(arguments[1][0]) if isinstance(arguments[1], tuple) else "a socket of this machine"
+            good = literal_allowed(name, self.rules) is True
+        if not good:
+            self.refused.append(name)
+            raise PermissionError(f"no connection to {name} is allowed")
+
+
+def literal_allowed(host: str, rules: TargetRules) -> bool | None:
+    """Whether ``host``, an address in digits, is public or in an allowed network; None where it is a name.
+
+    >>> [literal_allowed(host, TargetRules()) for host in ("10.0.0.7", "::1", "1.1.1.1", "plant")]
+    [False, False, True, None]
+    """
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    return _allowed(address, [ipaddress.ip_network(n) for n in rules.networks])
+
+
+@contextmanager
+def only_allowed(rules: TargetRules) -> Iterator[Watch]:
+    """Within it this thread connects to allowed addresses alone, whoever makes the connection: a second answer of the name
+    server, a redirect or a proxy of the environment does not lead elsewhere. Other threads are not watched."""
+    _install()
+    before, _WATCHED.now = getattr(_WATCHED, "now", None), Watch(rules)
+    try:
+        yield _WATCHED.now
+    finally:
+        _WATCHED.now = before
+
+
+_WATCHED = threading.local()
+#: Starting a thread is told to hooks from Python 3.12 on; before that, one that a library starts is not seen.
+_STARTS = frozenset(
+    (
+        "_thread.start_new_thread",
+        "_thread.start_joinable_thread",
+        "subprocess.Popen",
+        "os.system",
+        "os.posix_spawn",
+        "os.fork",
+    )
+)
+_EVENTS = _STARTS | {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo"}
+
+
+@cache
+def _install() -> None:
+    """Python lets nobody take a hook away again: so there is one, and it does nothing for a thread that is not watched."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _EVENTS:
+            watch: Watch | None = getattr(_WATCHED, "now", None)
+            if watch is not None:
+                watch.check(event, arguments)
+
+    sys.addaudithook(hook)

@@ -9,6 +9,7 @@ import importlib
 import json
 import smtplib
 import ssl
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from alerts.alert import Alert, iso_time
 from alerts.database import Database
 from alerts.outbox import LIMITED, Message, SendFailed, Transport, enqueue
 from alerts.states import CLOSED, OPEN, RETURNED, STATES
-from alerts.targets import Resolver, TargetRules, check_target, post
+from alerts.targets import Resolver, TargetRules, check_target, literal_allowed, only_allowed, post
 from anomaly.errors import Fault, UsageError, shown
 
 _SECOND, _DAY = 1_000_000, 86_400_000_000
@@ -179,33 +180,57 @@ def _lines(message: Message) -> list[str]:
 
 
 #: Services of Apprise that post to any address: the checked webhook is for that.
-_ANY_ADDRESS = ("json", "jsons", "xml", "xmls", "form", "forms", "file", "dbus", "syslog", "windows", "macosx", "gnome")
+_ANY_ADDRESS = ("json", "jsons", "xml", "xmls", "form", "forms")
 
 
-def apprise(url: str) -> Transport:
+def apprise(url: str, rules: TargetRules | None = None) -> Transport:
     """Deliver through a service that Apprise knows (the extra ``notify``), as a title and plain text.
 
-    Raises UsageError E2001 where the library is not there, the service is unknown, or one that posts to any address.
+    The rules of webhooks hold: while the library sends, connections to other than allowed addresses are refused, also where a
+    redirect leads to them. Raises UsageError E2001 where the library is not there or the service is unknown, posts to any
+    address, is not reached by HTTP, or has a server of its own that is not allowed.
     """
     try:
         library = importlib.import_module("apprise")
     except ModuleNotFoundError as error:
         hint = "install the extra: pip install 'plant-anomaly[notify]'"
         raise UsageError(Fault("E2001", "the library apprise", f"no module {error.name}", hint)) from error
-    scheme = url.partition("://")[0].strip().lower()
+    rules, scheme = rules or TargetRules(), url.partition("://")[0].strip().lower()
     service = library.Apprise()
-    if scheme in _ANY_ADDRESS or not service.add(url):
+    if scheme in _ANY_ADDRESS or not service.add(url) or len(service) != 1:
         hint = "for an address of your own take a target of kind webhook"
-        raise UsageError(Fault("E2001", "the address of a service that Apprise knows", "another address", hint))
+        raise UsageError(Fault("E2001", "the address of one service that Apprise knows", "another address", hint))
+    _check_service(service[0], rules)
 
     def send(message: Message) -> None:
         about = "alert" in message.payload
         title = headline(message) if about else shown(message.payload["subject"])
         text = "\n".join(_lines(message)) if about else str(message.payload["text"])
-        if not service.notify(title=title, body=f"{text}\nmessage {message.id}"):
+        with only_allowed(rules) as watch:
+            taken = service[0].notify(
+                title=title, body=f"{text}\nmessage {message.id}"
+            )  # in this thread, which is watched
+        if not taken and watch.refused:
+            raise SendFailed("the service leads to an address that is not allowed", final=True)
+        if not taken:
             raise SendFailed("the service took nothing")
 
     return send
+
+
+def _check_service(plugin: Any, rules: TargetRules) -> None:
+    """Raises UsageError E2001 for a service whose connections cannot be watched, and for an own server that is not allowed."""
+    modules = (sys.modules.get(kind.__module__) for kind in type(plugin).__mro__)
+    if not any(getattr(getattr(module, "requests", None), "__name__", "") == "requests" for module in modules):
+        hint = "for mail take a target of kind mail"
+        raise UsageError(Fault("E2001", "a service of Apprise that is reached by HTTP", "another one", hint))
+    if not any("{host}" in template for template in plugin.templates):
+        return  # the service's own address, which the library knows
+    hint, host = "the settings of the target allow more hosts and networks", str(plugin.host or "")
+    if not plugin.secure and not rules.http:
+        raise UsageError(Fault("E2001", "an address of Apprise with https", "one without", hint))
+    if literal_allowed(host, rules) is False:
+        raise UsageError(Fault("E2001", "a public address, or one of the allowed networks", host, hint))
 
 
 def digest(alerts: Sequence[Alert], held_back: int, day: str) -> dict[str, str]:

@@ -209,20 +209,14 @@ class Users:
 
     def session(self, token: str) -> User | None:
         """Who the token stands for; None where the session ended, never was, or its user is disabled. Counts as use."""
-        own, now = tables.sessions.c, self._clock()
-        key = _digest(token)
-        query = (
-            sa.select(*_USER, own.seen_at)
-            .join(tables.sessions, own.user_id == tables.users.c.id)
-            .where(own.token_hash == key, own.expires_at > now, own.seen_at > now - self.rules.idle_us)
-        )
+        now = self._clock()
+        values = {"key": _digest(token), "now": now, "idle": now - self.rules.idle_us}
         with self.database.reading() as connection:
-            row = None if connection is None else connection.execute(query).first()
+            row = None if connection is None else connection.execute(_SESSION, values).first()
         if row is None or row.disabled_at is not None:
             return None
         if now - row.seen_at > min(_MINUTE, self.rules.idle_us // 4):  # one write a minute, not one a click
-            with self.database.writing() as connection:
-                connection.execute(sa.update(tables.sessions).where(own.token_hash == key).values(seen_at=now))
+            self.database.note(_SEEN, values)
         return User(*row[:-1])
 
     def rotate(self, token: str) -> str:
@@ -293,6 +287,22 @@ class Users:
 
 
 _USER = tuple(tables.users.c[name] for name in ("id", "name", "role", "created_at", "disabled_at"))
+#: Whose session is alive; made once, as every request asks it.
+_SESSION = (
+    sa.select(*_USER, tables.sessions.c.seen_at)
+    .join(tables.sessions, tables.sessions.c.user_id == tables.users.c.id)
+    .where(
+        tables.sessions.c.token_hash == sa.bindparam("key"),
+        tables.sessions.c.expires_at > sa.bindparam("now"),
+        tables.sessions.c.seen_at > sa.bindparam("idle"),
+    )
+)
+
+_SEEN = (
+    sa.update(tables.sessions)
+    .where(tables.sessions.c.token_hash == sa.bindparam("key"))
+    .values(seen_at=sa.bindparam("now"))
+)
 
 
 def csrf_token(session_token: str) -> str:

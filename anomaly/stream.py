@@ -145,7 +145,11 @@ class StreamScorer:
     def score(self, chunk: LogChunk) -> ScoredRows:
         """Score the rows of a checked log; assets may be interleaved, each in time order."""
         done: list[tuple[NDArray[np.int64], ScoredRows]] = []
-        for asset in pd.unique(chunk.asset):
+        assets = pd.unique(chunk.asset)
+        if len(assets) == 1:  # nothing to pick and to put back in order
+            codes = self.model.vocabulary.codes(chunk.categories)
+            return self._score_asset(str(assets[0]), chunk.time, chunk.values, codes)
+        for asset in assets:
             index = np.flatnonzero(chunk.asset == asset)
             codes = self.model.vocabulary.codes(chunk.categories[index])
             done.append((index, self._score_asset(str(asset), chunk.time[index], chunk.values[index], codes)))
@@ -190,12 +194,16 @@ class StreamScorer:
         earlier = state.last
         parts = [earlier] if earlier is not None else []
         if fresh.any():
-            starts = segments(time[fresh], self.model.max_gap_us, previous=state.last_time)
-            held, age, state.hold = hold_last(values[fresh], starts, state.hold)
-            parts.append(self.score_held(asset, time[fresh], held, age, starts, codes[fresh]))
+            own = slice(None) if fresh.all() else fresh
+            starts = segments(time[own], self.model.max_gap_us, previous=state.last_time)
+            held, age, state.hold = _held(values[own], starts, state.hold)
+            parts.append(self.score_held(asset, time[own], held, age, starts, codes[own]))
+        if fresh.all():
+            state.last = parts[-1].take(np.array([len(time) - 1]))  # a copy: the chunk may go
+            return parts[-1]
         rows = ScoredRows.join(parts)
         at = np.cumsum(fresh) - 1 + (1 if earlier is not None else 0)
-        state.last = rows.take(slice(len(rows.time) - 1, None))
+        state.last = rows.take(np.array([len(rows.time) - 1]))
         return rows.take(at)
 
     def score_held(
@@ -340,6 +348,20 @@ class StreamScorer:
         rows = prepared if state.tail is None else np.concatenate((state.tail, prepared))
         state.tail = rows[max(len(rows) - keep, 0) :].copy()
         state.last_time, state.since_start = int(time[-1]), int(since[-1])
+
+
+def _held(
+    values: NDArray[np.float32], starts: NDArray[np.bool_], state: HoldState | None
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], HoldState]:
+    """As ``hold_last``; only tags that miss a value take its steps, the others are held as they are."""
+    missing = np.isnan(values).any(axis=0)
+    if missing.all() or not len(values):
+        return hold_last(values, starts, state)
+    held, age = values.copy(), np.zeros(values.shape, np.uint8)
+    if missing.any():
+        own = None if state is None else HoldState(state.values[missing], state.age[missing])
+        held[:, missing], age[:, missing], _ = hold_last(values[:, missing], starts, own)
+    return held, age, HoldState(held[-1].copy(), age[-1].copy())
 
 
 def _rows_since_start(starts: NDArray[np.bool_], carried: int) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from anomaly.data.contract import UNKNOWN, LogChunk, LogContract
@@ -23,7 +24,7 @@ from anomaly.data.labels import segments
 from anomaly.data.quality import QualityProfile, QualityWatch
 from anomaly.data.scaling import LONG_AGO, hold_last
 from anomaly.errors import Fault, InputRefused
-from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
+from anomaly.model import OUTCOMES, UNSCORABLE, AnomalyModel, ScoredRows
 from anomaly.scores.past_events import Alike
 from anomaly.scores.thresholds import Threshold
 from anomaly.stream import Evidence
@@ -176,6 +177,32 @@ def unpacked(column: pa.ChunkedArray, width: int) -> NDArray[np.float32]:
     return joined.reshape(len(column), width)
 
 
+def narrowed(table: pa.Table, have: LogContract, want: LogContract) -> pa.Table:
+    """Rows of ROWS_SCHEMA that were read under ``have`` with the tags and categories of ``want`` alone, in its order."""
+    if (have.tags, have.categories) == (want.tags, want.categories):
+        return table
+    values = unpacked(table["values"], len(have.tags))
+    kept = np.ascontiguousarray(values[:, [have.tags.index(t) for t in want.tags]], np.float32)
+    places = [have.categories.index(c) for c in want.categories]
+    words = [[row[i] for i in places] for row in table["categories"].to_pylist()]
+    table = table.set_column(table.schema.get_field_index("values"), "values", _packed(kept, kept.shape[1] * 4))
+    found = pa.array(words, pa.list_(pa.string()))
+    return table.set_column(table.schema.get_field_index("categories"), "categories", found).cast(ROWS_SCHEMA)
+
+
+def unscored(asset: str, table: pa.Table, reason: str) -> pa.Table:
+    """Rows of ROWS_SCHEMA that no model scores, as SCORED_SCHEMA by time: unscorable for ``reason``; nothing found."""
+    own = _sorted(table.filter(pc.invert(table["again"])))
+    n = own.num_rows
+    columns: dict[str, Any] = {field.name: pa.nulls(n, field.type) for field in SCORED_SCHEMA}
+    columns["time"] = pa.array(own["time"].to_numpy(), pa.timestamp("us", tz="UTC"))
+    columns["asset"], columns["reason"] = pa.array([asset] * n), pa.array([reason] * n)
+    columns["outcome"] = pa.array([str(OUTCOMES[UNSCORABLE])] * n)
+    columns["top_tags"] = pa.array([[]] * n, SCORED_SCHEMA.field("top_tags").type)
+    found: dict[str, Any] = {"findings": [], "operating": 0, "span": None}
+    return pa.table(columns, schema=SCORED_SCHEMA).replace_schema_metadata({FOUND: json.dumps(found).encode()})
+
+
 def _sorted(table: pa.Table) -> pa.Table:
     time, part, row = (table[name].to_numpy() for name in ("time", "part", "row"))
     return table.take(pa.array(np.lexsort((row, part, time))))
@@ -206,16 +233,17 @@ def _read_once(table: pa.Table, asset: str, contract: LogContract) -> LogChunk:
     at = np.minimum(np.searchsorted(first.time, later.time), max(len(first) - 1, 0))
     known = first.time[at] == later.time if len(first) else np.zeros(len(later), dtype=bool)
     if not known.all():
-        raise _disagree("E3205", "a time after the end of the earlier file", asset, later.time[~known])
+        raise disagree("E3205", "a time after the end of the earlier file", asset, later.time[~known])
     same = np.array_equal(first.values[at] + np.float32(0), later.values + np.float32(0), equal_nan=True)
     if not same or not np.array_equal(first.categories[at], later.categories):
         differs = ~((first.values[at] == later.values) | (np.isnan(first.values[at]) & np.isnan(later.values))).all(1)
         differs |= (first.categories[at] != later.categories).any(axis=1)
-        raise _disagree("E3206", "the values that an earlier file has", asset, later.time[differs])
+        raise disagree("E3206", "the values that an earlier file has", asset, later.time[differs])
     return first
 
 
-def _disagree(code: str, expected: str, asset: str, times: NDArray[np.int64]) -> InputRefused:
+def disagree(code: str, expected: str, asset: str, times: NDArray[np.int64]) -> InputRefused:
+    """The refusal of rows at ``times`` that a later file of ``asset`` has otherwise than an earlier one."""
     found = f"asset {asset}: {len(times)} rows, the first at {np.datetime64(int(times[0]), 'us')}"
     return InputRefused(Fault(code, expected, found, "files of one asset overlap in time; keep one of them"))
 

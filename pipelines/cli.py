@@ -20,6 +20,7 @@ from anomaly.errors import AnomalyError, Fault, UsageError
 from pipelines import (
     cli_alerts,
     cli_assets,
+    cli_evaluate,
     cli_feedback,
     cli_models,
     cli_notify,
@@ -257,6 +258,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Metrics with intervals and baselines on a labelled log that the model never saw."""
+    if cli_evaluate.evaluate(model, logs, report, as_json):
+        return
     from pipelines.evaluate import evaluate_log
     from registry.bundle import load_bundle
     from registry.catalogue import resolve

@@ -68,6 +68,6 @@ def score(logs: Sequence[Path], model: str, out: Path, database: str | None, as_
         typer.echo(json.dumps(done.to_dict(), allow_nan=False))
     else:
         terminal.show_scored(done)
-    if done.refused:
+    if done.refused or done.set_aside:
         sys.exit(PARTLY)
     return True

@@ -44,6 +44,9 @@ def serve_model(
     refresh: Annotated[
         str, typer.Option(help="How often to look whether the model's name means another one.")
     ] = "1min",
+    record: Annotated[
+        bool, typer.Option("--record", help="Enter every request and its alerts into the alert database.")
+    ] = False,
     max_rows: Annotated[int, typer.Option(help="Most rows of a request.", min=1)] = 50_000,
     max_body: Annotated[int, typer.Option(help="Most bytes of a request.", min=1)] = 16 << 20,
 ) -> None:
@@ -59,7 +62,8 @@ def serve_model(
     from pipelines.scoring_service import Holder, Service, ServiceLimits, create_app, loader
 
     holder = Holder(loader(model, home.home(), home.alert_database()))
-    app = create_app(Service(holder, token, ServiceLimits(body=max_body, rows=max_rows), insecure))
+    database = home.alert_database() if record else None
+    app = create_app(Service(holder, token, ServiceLimits(body=max_body, rows=max_rows), insecure, database))
     server = uvicorn.Server(uvicorn.Config(
         app, host=host, port=port, log_level="warning", server_header=False, timeout_keep_alive=15,
         limit_concurrency=200, proxy_headers=False, timeout_graceful_shutdown=10,

@@ -19,6 +19,7 @@ from pipelines.stopping import Wish, stopping
 if TYPE_CHECKING:
     from anomaly.model import AnomalyModel
     from pipelines.watch import Turn, Watch
+    from pipelines.watch_members import WatchModels
 
 _EXAMPLE = "Example: `anomaly watch incoming --model press --every 5s --lateness 10min --out scores`"
 #: Some files were set aside, the others were scored.
@@ -50,35 +51,44 @@ def watch(
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the score files (Parquet).")] = Path("scores"),
     no_alerts: Annotated[bool, typer.Option("--no-alerts", help="Write score files only.")] = False,
+    shadow: Annotated[
+        str | None,
+        typer.Option(help="A challenger that scores beside the model and raises no alerts: NAME@challenger."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
     """Score files as they land: windows go on from file to file, alerts go into the database, bad files are set aside.
 
-    Stopped or killed at any moment it goes on where it was. With --once the exit status is 6 where files were set aside.
+    Stopped or killed at any moment it goes on where it was. With a family of models each asset is scored by its own. With
+    --once the exit status is 6 where files were set aside or a model of a family was refused.
     """
     from pipelines.watch import Watch, WatchOptions, one_watch
     from pipelines.watch_loop import Loop, lines
     from pipelines.watch_loop import once as run_once
-    from registry.bundle import load_bundle
-    from registry.catalogue import resolve
 
     if (flush or as_json) and not once:
         raise UsageError(Fault("E2001", "--flush and --json together with --once", "without it"))
-    options = WatchOptions(parse_duration(lateness), parse_duration(ahead), parse_duration(settle) / 1e6)
+    every_s = parse_duration(every) / 1e6
+    options = WatchOptions(
+        parse_duration(lateness), parse_duration(ahead), parse_duration(settle) / 1e6, None if once else every_s
+    )
     place = home.home() / "work" / f"watch-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
-    fitted = load_bundle(resolve(model, home.home()))
+    database = None if no_alerts else home.alert_database()
+    models = _models(model)
+    challenger = _challenger(shadow, models, database)
     with one_watch(place), stopping() as wish:
-        database = None if no_alerts else home.alert_database()
-        own = Watch(folder, fitted, fitted.settings.name, out, database, place, options)
+        own = Watch(folder, models, models.name, out, database, place, options, challenger)
         if not once:
-            Loop(own, parse_duration(every) / 1e6, terminal.say, _newer(own, model)).run(_heed(own, wish))
+            Loop(own, every_s, terminal.say, _newer(own, model)).run(_heed(own, wish))
         done = run_once(own, flush, _heed(own, wish))
     if as_json:
         typer.echo(json.dumps(_result(own, done), allow_nan=False))
     else:
+        for name, why in own.models.refused.items():
+            terminal.say(f"{name} was refused: {why}")
         for line in [*lines(done), f"{own.state.order.rows} rows wait for others to come before them"]:
             terminal.say(line)
-    if done.quarantined or done.not_ready:
+    if done.quarantined or done.not_ready or own.models.refused:
         sys.exit(PARTLY)
 
 
@@ -89,19 +99,58 @@ def _heed(own: Watch, wish: Wish) -> Callable[[], None]:
     return heed
 
 
-def _newer(own: Watch, reference: str) -> Callable[[], AnomalyModel | None]:
-    """Gives the model that ``reference`` stands for now, where it is another one than the watch's."""
+def _models(reference: str) -> WatchModels:
+    """The models that ``reference`` stands for: one, or those of a family."""
+    from pipelines.watch_members import WatchModels, family_models
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+    from registry.families import find_family
 
-    def newer() -> AnomalyModel | None:
+    family = find_family(reference, home.home())
+    if family is not None:
+        return family_models(family)
+    fitted = load_bundle(resolve(reference, home.home()))
+    return WatchModels.one(fitted, fitted.settings.name)
+
+
+def _challenger(
+    reference: str | None, models: WatchModels, database: str | None
+) -> tuple[str, AnomalyModel] | None:  # fmt: skip
+    """The model that ``--shadow`` names, by the threshold that people set for it; raises UsageError E2001 beside a family."""
+    if reference is None:
+        return None
+    if models.family is not None:
+        hint = "watch the assets of one member, with --model FAMILY--ASSET"
+        raise UsageError(Fault("E2001", "--shadow beside one model", f"the family {models.name}", hint))
+    from pipelines.feedback import with_threshold
+    from registry.bundle import load_bundle
+    from registry.catalogue import resolve
+
+    return reference, with_threshold(load_bundle(resolve(reference, home.home())), database)[0]
+
+
+def _newer(own: Watch, reference: str) -> Callable[[], AnomalyModel | WatchModels | None]:
+    """Gives the models that ``reference`` stands for now, where they are others than the watch's."""
+
+    def newer() -> AnomalyModel | WatchModels | None:
+        from pipelines.score_family import known_members
+        from pipelines.watch_members import digests_of, family_models
         from registry.bundle import load_bundle
         from registry.catalogue import resolve_model
+        from registry.families import find_family
 
-        found = resolve_model(reference, home.home())
-        return None if found.digest == own.model.digest else load_bundle(found.path)
+        if own.models.family is None:
+            found = resolve_model(reference, home.home())
+            return None if found.digest == own.model.digest else load_bundle(found.path)
+        family = find_family(reference, home.home())
+        if family is None or digests_of(known_members(family, {})) == own.models.resolved:
+            return None
+        return family_models(family)
 
     return newer
 
 
 def _result(own: Watch, done: Turn) -> dict[str, object]:
     drifts = [d.to_dict() for d in own.found]
-    return {**done.to_dict(), "waiting": own.state.order.rows, "drifts": drifts}
+    refused = dict(own.models.refused)
+    return {**done.to_dict(), "waiting": own.state.order.rows, "drifts": drifts, "refused": refused}

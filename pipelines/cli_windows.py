@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anomaly.errors import Fault, UsageError
-from pipelines import home, terminal
+from pipelines import cli_spark, home, terminal
 
 if TYPE_CHECKING:
     from pipelines.extract import Extracted
@@ -26,9 +26,10 @@ def add_to(app: typer.Typer) -> None:
 
 def extract(
     store: Annotated[
-        Path, typer.Argument(help="Window store (.h5) made by `anomaly ingest`, or a file of signals (N, T, C).")
+        Path,
+        typer.Argument(help="Window store (.h5) of `anomaly ingest`, or a file of signals (N, T, C); a log for spark."),
     ],
-    out: Annotated[Path, typer.Option(help="Features file to write (HDF5).")],
+    out: Annotated[Path, typer.Option(help="Features file to write (HDF5); a folder with --engine spark.")],
     model: Annotated[str, typer.Option(help="Bundle folder, registered name, or models:/NAME@champion.")] = "anomaly",
     features_only: Annotated[
         bool, typer.Option("--features-only", help="Embeddings alone: no scores, no modes.")
@@ -43,14 +44,30 @@ def extract(
     ] = None,
     pca: Annotated[str, typer.Option(help="covariance (exact) or incremental (scikit-learn's).")] = "covariance",
     signals: Annotated[str, typer.Option(help="Raw windows beside the features: leave, link or copy.")] = "leave",
-    engine: Annotated[str, typer.Option(help="auto, litert or graph.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, litert or graph; spark: Parquet by asset.")] = "auto",
+    master: Annotated[str | None, typer.Option(help="Where Spark runs: local[2], spark://HOST:7077 …")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; one per core if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 7,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make it again where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")] = False,
 ) -> None:
-    """Embeddings, modes and scores of every window of a store, in one streamed pass."""
+    """Embeddings, modes and scores of every window of a store, in one streamed pass.
+
+    With --engine spark the first argument is a folder of Parquet by asset, and so is --out; what is refused is set aside and
+    the exit status is 6. No modes are learned there: they are the model's, or those of --space.
+    """
+    if engine == cli_spark.SPARK:
+        others = {"workers": workers, "reduce": reduce, "clusters": clusters}
+        given = [f"--{name}" for name, value in others.items() if value is not None]
+        given += [
+            f"--{name}"
+            for name, is_given in (("pca", pca != "covariance"), ("signals", signals != "leave"))
+            if is_given
+        ]
+        _on_spark(store, out, model, (features_only, space, seed, resume, overwrite), given, master, as_json)
+        return
+    cli_spark.check_master(master)
     from pipelines.extract import ExtractOptions
     from pipelines.extract import extract as run
     from registry.bundle import load_bundle
@@ -66,6 +83,17 @@ def extract(
         typer.echo(json.dumps(done.to_dict(), allow_nan=False))
     else:
         show(done)
+
+
+def _on_spark(
+    log: Path, out: Path, model: str, options: tuple[bool, Path | None, int, bool, bool], given: list[str],
+    master: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    if given:
+        raise UsageError(Fault("E2001", "no such option with --engine spark", ", ".join(given), "leave it out"))
+    from pipelines.spark_extract import SparkExtractOptions
+
+    cli_spark.extract(log, model, out, SparkExtractOptions(*options), master, as_json)
 
 
 def show(done: Extracted) -> None:

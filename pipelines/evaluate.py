@@ -174,13 +174,28 @@ def evaluate_log(
     log = open_for(model, log_files(paths), progress)
     if model.contract.label is None or not log.label_counts.get(NORMAL):
         raise InputRefused(Fault("E3105", "a labelled log", "no label column, or no normal row", "train with --label"))
+    target = report or reports() / f"evaluation-{log.fingerprint[:12]}.html"
+    return judge_log(model, name, log, _log_rows(log, model, progress), target)
+
+
+def judge_log(
+    model: AnomalyModel,
+    name: str,
+    log: PlantLog,
+    blocks: Iterable[tuple[ScoredRows, NDArray[np.int8]]],
+    target: Path,
+) -> Evaluated:
+    """Judge a model on scored rows of ``log`` and their labels, and write the report to ``target``.
+
+    Raises InputRefused: E3105 without a normal row among them, E3302 when the model saw every one.
+    """
     judge = Judge(model)
-    labels = _log_rows(log, model, progress)
-    scored = PartScores.collect("evaluation log", judge.follow(labels))
+    scored = PartScores.collect("evaluation log", judge.follow(blocks))
+    if not (scored.kind == NORMAL).any():
+        raise InputRefused(Fault("E3105", "a labelled log", "no normal row of this model", "train with --label"))
     scored, notes = _without_seen(scored, model)
     scored, events = _with_leads(scored, model)
     evaluation, episodes = judge.judge(scored, events, notes)
-    target = report or reports() / f"evaluation-{log.fingerprint[:12]}.html"
     write_report(target, log_report(model, name, log, scored, evaluation, episodes, events))
     return Evaluated(evaluation.to_dict(), target, log.notices)
 

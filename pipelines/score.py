@@ -7,7 +7,9 @@ between is finished by running the same command again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from alerts.database import Database
 from alerts.episodes import Episode, EpisodeRules, EpisodeTracker
 from alerts.store import AlertStore, BatchRecord
 from anomaly.config import parse_duration
@@ -30,6 +33,7 @@ from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
 from anomaly.model import OUTCOMES, SETTLING, UNSCORABLE, WARM_UP, AnomalyModel, ScoredRows, has_shares
+from anomaly.parallel import cores
 from anomaly.scores.explain import top_shares
 from pipelines import drift_report
 from pipelines.drift_report import DriftSample
@@ -37,6 +41,7 @@ from pipelines.excerpt import Told
 from pipelines.feedback import with_threshold
 from pipelines.ingest import log_files
 from pipelines.notify import after_record
+from pipelines.outages import outages_in, record_outages
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -116,15 +121,21 @@ def score(
     trackers, sample = Trackers(model), DriftSample(len(model.contract.tags))
     profile = QualityProfile.from_dict(model.quality)
     watch = QualityWatch(profile, model.contract, max_gap=model.settings.window.max_gap)
-    with atomic_path(out) as temporary, score_writer(temporary) as writer:
-        for chunk, rows in scored_chunks(log, model):
+    with atomic_path(out) as temporary, score_writer(temporary) as writer, beside() as follow:
+
+        def note(chunk: LogChunk, rows: ScoredRows) -> None:
             writer.write_table(score_table(rows, model))
-            trackers.update(rows)
             watch.update(chunk)
             covered.add(rows)
             sample.add(rows)
             _count(run, rows)
-            progress("score", run.rows, log.rows)
+
+        done = 0
+        with closing(scored_chunks(log, model)) as chunks:
+            for chunk, rows in chunks:
+                follow(note, chunk, rows)
+                trackers.update(rows)  # here: an encoder must not be called by two threads
+                progress("score", done := done + len(chunk), log.rows)
     killpoint("score.after_parquet")
     run.episodes, run.findings = trackers.finish(), watch.finish()
     if database is not None:
@@ -134,6 +145,7 @@ def score(
         run.recorded = AlertStore(database).record_batch(batch, run.episodes)
         killpoint("score.before_findings")
         after_record(database, run.findings, run.episodes, slack_us(model))
+        record_outages(Database(database), outages_in(out))
     killpoint("score.after_record")
     run.drifts = drift_report.report(model, sample, len(run.episodes), drift_report.drift_path(out))
     run.notices += drift_report.notices(run.drifts)
@@ -152,11 +164,56 @@ def open_for(model: AnomalyModel, files: Sequence[Path], progress: Progress) -> 
     return log
 
 
-def scored_chunks(log: PlantLog, model: AnomalyModel) -> Iterator[tuple[LogChunk, ScoredRows]]:
+def scored_chunks(log: PlantLog, model: AnomalyModel) -> Generator[tuple[LogChunk, ScoredRows], None, None]:
     """The log's chunks beside their scored rows, in input order."""
     stream = model.stream()
-    for chunk in log.chunks():
-        yield chunk, stream.score(chunk)
+    with closing(read_ahead(log.chunks())) as chunks:
+        for chunk in chunks:
+            yield chunk, stream.score(chunk)
+
+
+def read_ahead(items: Iterator[LogChunk]) -> Generator[LogChunk, None, None]:
+    """The same chunks in their order, each read on another thread while the one before is used; at most one waits.
+
+    An error of reading is raised where its chunk would have come. On one core everything is read where it is asked for.
+    """
+    if cores() < 2:
+        yield from items
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        coming = reader.submit(next, items, None)
+        while (chunk := coming.result()) is not None:
+            coming = reader.submit(next, items, None)
+            yield chunk
+
+
+@contextmanager
+def beside() -> Iterator[Callable[..., None]]:
+    """Calls on one other thread, one after another in their order, at most one waiting; on one core they are made at once.
+
+    An error of a call is raised at the next one, or at the end.
+
+    >>> with beside() as follow:
+    ...     follow(print, 1)
+    ...     follow(print, 2)
+    1
+    2
+    """
+    if cores() < 2:
+        yield lambda call, *given: call(*given)
+        return
+    last: Future[Any] | None = None
+
+    def follow(call: Callable[..., Any], *given: Any) -> None:
+        nonlocal last
+        if last is not None:
+            last.result()
+        last = worker.submit(call, *given)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as worker:
+        yield follow
+        if last is not None:
+            last.result()
 
 
 class Trackers:
@@ -168,9 +225,11 @@ class Trackers:
 
     def update(self, rows: ScoredRows) -> None:
         """Follow the next scored rows; an asset's repeated times count once."""
-        for asset in dict.fromkeys(rows.asset):
-            mine = rows.take(rows.asset == asset)
-            mine = mine.take(np.concatenate(([True], mine.time[1:] != mine.time[:-1])))
+        assets = dict.fromkeys(rows.asset)
+        for asset in assets:
+            mine = rows if len(assets) == 1 else rows.take(rows.asset == asset)
+            fresh = np.concatenate(([True], mine.time[1:] != mine.time[:-1]))
+            mine = mine if fresh.all() else mine.take(fresh)
             tracker = self._own.setdefault(asset, self._new(asset))
             told = np.full(len(mine.time), "", dtype=object)
             for i in np.flatnonzero(mine.evidence != None):  # noqa: E711  an array is compared element by element
@@ -218,7 +277,7 @@ def score_table(rows: ScoredRows, model: AnomalyModel) -> pa.Table:
         pa.array(rows.asset, pa.string()),
         pa.array(rows.score, pa.float32(), from_pandas=True),
         pa.array(np.full(len(rows.time), model.threshold.value, np.float32)),
-        pa.array(OUTCOMES[rows.outcome], pa.string()),
+        pa.array(OUTCOMES, pa.string()).take(pa.array(rows.outcome)),
         pa.array(rows.reason, pa.string()),
         _tag_lists(rows, model),
     ]

@@ -10,23 +10,26 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from alerts.database import Database
 from alerts.episodes import Episode
 from alerts.store import AlertStore, BatchRecord
 from anomaly.config import Settings
 from anomaly.data.contract import LogContract
 from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.readers import PlantLog, open_log
+from anomaly.drift import Drift
 from anomaly.encoders.inference import kind_for
 from anomaly.encoders.memory import release_memory
-from anomaly.errors import Fault, ModelRefused, UsageError
+from anomaly.errors import Fault, InputRefused, ModelRefused, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.fitting import Progress, silent
@@ -38,6 +41,7 @@ from pipelines.feedback import with_threshold
 from pipelines.home import home
 from pipelines.ingest import log_files
 from pipelines.notify import after_record
+from pipelines.outages import outages_in, record_outages
 from pipelines.score import SCORES_SCHEMA, Coverage, Scored, Trackers, batch_record, score_table, score_writer, slack_us
 from registry.bundle import load_bundle, read_manifest
 from registry.catalogue import ResolvedModel, resolve_model
@@ -53,20 +57,22 @@ _NAMED = 5
 
 @dataclass
 class ScoredFamily(Scored):
-    """What a scoring by many models did; ``refused`` maps a model that could not be used to its refusal."""
+    """What a scoring by many models did; ``refused`` maps a model that could not be used to its refusal, ``set_aside`` a file
+    that could not be read."""
 
     models: int = 0
     without_model: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    set_aside: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
         own = {"models": self.models, "without_model": list(self.without_model), "refused": self.refused}
-        return {**super().to_dict(), **own}
+        return {**super().to_dict(), **own, "set_aside": self.set_aside}
 
 
 @dataclass(frozen=True)
-class _Known:
+class Known:
     """A member whose bundle is on this machine: where, and what it says of itself before it is loaded."""
 
     member: Member
@@ -81,17 +87,16 @@ def score_family(
     """Score the logs at ``paths`` by the models of ``family``, write ``out``, and record alerts in ``database``.
 
     The rows of an asset that has no model are unscorable (``no_model``), those whose model is refused as well
-    (``model_refused: CODE``). Raises InputRefused where the log is refused or lacks a tag that some model needs, ModelRefused
-    where no model can be used; then nothing is written.
+    (``model_refused: CODE``). A file that is refused or lacks a tag that some model needs is set aside, the others are scored.
+    Raises InputRefused where none is left, ModelRefused where no model can be used; then nothing is written.
     """
     files = log_files(paths)
     if out.resolve() in {f.resolve() for f in files}:
         raise UsageError(Fault("E2003", "an output that is not the input", "the log itself", file=str(out)))
     run = ScoredFamily(out)
-    known = _known(family, run)
+    known = known_members(family, run.refused)
     progress("check", 0, 1)
-    contract = shared_contract([k.contract for k in known.values()])
-    log = open_log(files, next(iter(known.values())).settings.log, contract=contract)
+    log, run.set_aside = readable_log(files, known)
     progress("check", 1, 1)
     run.notices, job = log.notices, _Job(log, family, known, run, database)
     with (
@@ -128,6 +133,7 @@ def _record(database: str, records: list[_Record], run: ScoredFamily) -> None:
         killpoint("score_family.after_record")
     slack = max((r.slack_us for r in records), default=0)
     after_record(database, [f for r in records for f in r.findings], [e for r in records for e in r.episodes], slack)
+    record_outages(Database(database), outages_in(run.out))
 
 
 def shared_contract(contracts: Sequence[LogContract]) -> LogContract:
@@ -146,6 +152,17 @@ def shared_contract(contracts: Sequence[LogContract]) -> LogContract:
     return replace(contracts[0], tags=tags, categories=categories, left_out=out)
 
 
+def unscored_table(time: NDArray[np.int64], asset: NDArray[np.object_], reason: str) -> pa.Table:
+    """Rows ``(n,)`` that no model can score, in the form of a score file."""
+    n = len(time)
+    columns: dict[str, Any] = {field.name: pa.nulls(n, field.type) for field in SCORES_SCHEMA}
+    columns["time"], columns["asset"] = pa.array(time, pa.timestamp("us", tz="UTC")), pa.array(asset, pa.string())
+    columns["outcome"] = pa.array([str(OUTCOMES[UNSCORABLE])] * n)
+    columns["reason"] = pa.array([reason] * n)
+    columns["top_tags"] = pa.array([[]] * n, SCORES_SCHEMA.field("top_tags").type)
+    return pa.table(columns, schema=SCORES_SCHEMA)
+
+
 def in_input_order(scores: Spool, numbers: int) -> Iterator[pa.Table]:
     """Scored pieces put together again: the rows of each chunk of the log in the order they came."""
     for number in range(numbers):
@@ -155,41 +172,73 @@ def in_input_order(scores: Spool, numbers: int) -> Iterator[pa.Table]:
             yield whole.sort_by("row").drop_columns("row").cast(SCORES_SCHEMA)
 
 
-def _known(family: Family, run: ScoredFamily) -> dict[str, _Known]:
-    """The members whose bundles are sound; the others are noted in ``run``."""
+def readable_log(files: Sequence[Path], known: Mapping[str, Known]) -> tuple[PlantLog, dict[str, str]]:
+    """The log of the files that can be read, for all models, and why the others are set aside (issue 6: one asset's file is
+    damaged, the others finish).
+
+    Raises InputRefused where no file can be read, or where what is wrong lies in no single file.
+    """
+    settings = next(iter(known.values())).settings.log
+    contract, left, aside = shared_contract([k.contract for k in known.values()]), list(files), dict[str, str]()
+    first: InputRefused | None = None
+    while left:
+        try:
+            return open_log(left, settings, contract=contract), aside
+        except InputRefused as error:
+            first = first or error
+            named = {f.file for f in error.faults}
+            bad = [path for path in left if str(path) in named]
+            if None in named or not bad:
+                raise
+            for path in bad:
+                aside[str(path)] = "\n".join(f.line() for f in error.faults if f.file == str(path))
+                _log.warning("%s is set aside: %s", path, aside[str(path)])
+            left = [path for path in left if path not in bad]
+    raise first or InputRefused(Fault("E3001", "at least one log file", "none"))
+
+
+def known_members(family: Family, refused: dict[str, str]) -> dict[str, Known]:
+    """The members whose bundles are sound, by name; the others are noted in ``refused``. Raises ModelRefused without any."""
     found, first = {}, None
     for member in family.members:
         try:
             model = resolve_model(f"models:/{member.name}@{family.alias}", home())
             parts = read_manifest(model.path)["model"]
             contract, settings = LogContract.from_dict(parts["contract"]), Settings.from_dict(parts["settings"])
-            found[member.name] = _Known(member, model, contract, settings)
+            found[member.name] = Known(member, model, contract, settings)
         except ModelRefused as error:
             first = first or error
-            run.refused[member.name] = error.faults[0].line()
+            refused[member.name] = error.faults[0].line()
             _log.warning("%s cannot be used: %s", member.name, error.faults[0].line())
     if not found:
         raise first or ModelRefused(Fault("E4001", f"a model of {family.name}", "none"))
     return found
 
 
+class Assignment:
+    """Says which member of a family an asset's rows are for: the one that learned from it, else its class's, else NO_MODEL."""
+
+    def __init__(self, family: Family, settings: Settings) -> None:
+        self._by_asset = {a: m for m in family.members for a in m.assets}
+        self._by_group = {m.group: m for m in family.members}
+        self._classes = settings.assets.classes if family.kind == "class" else {}
+
+    def __call__(self, asset: str) -> str:
+        member = self._by_asset.get(asset) or self._by_group.get(class_of(asset, self._classes) or "")
+        return member.name if member else NO_MODEL
+
+
 class _Job:
     """The parts of one scoring."""
 
     def __init__(
-        self, log: PlantLog, family: Family, known: dict[str, _Known], run: ScoredFamily, database: str | None
+        self, log: PlantLog, family: Family, known: dict[str, Known], run: ScoredFamily, database: str | None
     ) -> None:
         self._log, self._family, self._known, self._run, self._database = log, family, known, run, database
-        self._by_asset = {a: m for m in family.members for a in m.assets}
-        self._by_group = {m.group: m for m in family.members}
-        self._classes = next(iter(known.values())).settings.assets.classes if family.kind == "class" else {}
-        self._drift: dict[str, Any] = {}
+        self._group = Assignment(family, next(iter(known.values())).settings)
+        self._drift: dict[str, list[Drift]] = {}
+        self._said = tuple[str, ...]()
         self.groups: dict[str, int] = {}  # model, or why there is none → rows
-
-    def _group(self, asset: str) -> str:
-        """The model of an asset: the one that learned from it, else its class's."""
-        member = self._by_asset.get(asset) or self._by_group.get(class_of(asset, self._classes) or "")
-        return member.name if member else NO_MODEL
 
     def sort(self, spool: Spool, progress: Progress) -> None:
         """One pass over the log: its rows by the model that is to score them."""
@@ -222,7 +271,7 @@ class _Job:
             del model
             release_memory()
 
-    def _scored(self, known: _Known, model: AnomalyModel, rows: Spool, scores: Spool, progress: Progress) -> _Record:
+    def _scored(self, known: Known, model: AnomalyModel, rows: Spool, scores: Spool, progress: Progress) -> _Record:
         name = known.member.name
         model, threshold_told = with_threshold(model, self._database)
         if threshold_told:
@@ -261,14 +310,9 @@ class _Job:
         told = self._run.refused.get(name, "")
         reason = f"{REFUSED}: {told.partition(' ')[0]}" if told else NO_MODEL
         for number, piece in rows.pieces(name):
-            n = piece.num_rows
-            columns: dict[str, Any] = {field.name: pa.nulls(n, field.type) for field in SCORES_SCHEMA}
-            columns["time"] = pa.array(piece["time"].to_numpy(), pa.timestamp("us", tz="UTC"))
-            columns["asset"], columns["row"] = piece["asset"], piece["row"]
-            columns["outcome"] = pa.array([str(OUTCOMES[UNSCORABLE])] * n)
-            columns["reason"] = pa.array([reason] * n)
-            columns["top_tags"] = pa.array([[]] * n, SCORES_SCHEMA.field("top_tags").type)
-            scores.add(number, name, pa.table(columns, schema=SCORES_SCHEMA.append(pa.field("row", pa.int64()))))
+            n, time = piece.num_rows, piece["time"].to_numpy()
+            asset = piece["asset"].to_numpy(zero_copy_only=False).astype(object)
+            scores.add(number, name, unscored_table(time, asset, reason).append_column("row", piece["row"]))
             self._add(n, {str(OUTCOMES[UNSCORABLE]): n})
             self._run.reasons.update({reason.partition(":")[0]: n})
 
@@ -279,10 +323,7 @@ class _Job:
     def report_drift(self) -> None:
         """Write the drift of every model beside the scores."""
         self._run.drifts = [d for own in self._drift.values() for d in own]
-        held = {name: [d.to_dict() for d in own] for name, own in self._drift.items()}
-        with atomic_path(drift_report.drift_path(self._run.out)) as temporary:
-            text = json.dumps({"family": self._family.name, "models": held}, indent=1, allow_nan=False)
-            temporary.write_text(text, encoding="utf-8")
+        self._said = family_drift(self._family.name, self._drift, drift_report.drift_path(self._run.out))
 
     def notices(self) -> tuple[str, ...]:
         """What a person should know: assets without a model, models that were refused, drift."""
@@ -290,11 +331,18 @@ class _Job:
         if self._run.without_model:
             said.append(f"no model for {_some(self._run.without_model)}: their rows are unscorable ({NO_MODEL})")
         said += [f"{name} was refused: {line}" for name, line in self._run.refused.items()]
-        drifted = [name for name, own in self._drift.items() if drift_report.notices(own)]
-        if drifted:
-            where = drift_report.drift_path(self._run.out).name
-            said.append(f"drift for {len(drifted)} of {len(self._drift)} models: {_some(drifted)}; see {where}")
+        said += [f"{path} is set aside: {why}" for path, why in self._run.set_aside.items()]
+        said += self._said
         return tuple(said)
+
+
+def family_drift(name: str, found: Mapping[str, list[Drift]], path: Path) -> tuple[str, ...]:
+    """Write the drift of every model to ``path``, whole or not at all; gives what a person should know of it."""
+    held = {model: [d.to_dict() for d in own] for model, own in found.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"family": name, "models": held}, indent=1, allow_nan=False), encoding="utf-8")
+    drifted = [model for model, own in found.items() if drift_report.notices(own)]
+    return (f"drift for {len(drifted)} of {len(found)} models: {_some(drifted)}; see {path.name}",) if drifted else ()
 
 
 def _some(names: Sequence[str]) -> str:

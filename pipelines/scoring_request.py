@@ -18,6 +18,7 @@ from anomaly.errors import Fault, InputRefused, UsageError
 if TYPE_CHECKING:
     from anomaly.data.contract import LogContract
     from anomaly.model import AnomalyModel
+    from pipelines.scoring_record import Seen
 
 _MOST_FAULTS = 20
 _MOST_COLUMNS = 10_000
@@ -28,8 +29,10 @@ _NAME = re.compile(r"[\w-][\w. -]{0,99}")
 _YEARS = pd.Timestamp("1970-01-01"), pd.Timestamp("2100-01-01")
 
 
-def scored_rows(model: AnomalyModel, kind: str, body: bytes, name: str, most_rows: int) -> list[dict[str, Any]]:
-    """Score a body of content type ``kind``: one table per row, in the order of the rows.
+def scored_rows(
+    model: AnomalyModel, kind: str, body: bytes, name: str, most_rows: int, seen: Seen | None = None
+) -> list[dict[str, Any]]:
+    """Score a body of content type ``kind``: one table per row, in the order of the rows; ``seen`` is shown them too.
 
     JSON goes through the checks of the served model, CSV and Parquet through those of a log file; ``name`` is the file name
     where the model reads the asset from it. Raises InputRefused with our codes, UsageError E2001 for more than
@@ -37,8 +40,18 @@ def scored_rows(model: AnomalyModel, kind: str, body: bytes, name: str, most_row
     """
     if kind == "application/json":
         frame = json_frame(body, model.contract, most_rows)
-        return list(plain_rows(model.score_frame(frame))) if len(frame) else []
-    return _scored_file(model, ".csv" if kind == "text/csv" else ".parquet", body, name, most_rows)
+        return _scored_frame(model, frame, seen) if len(frame) else []
+    return _scored_file(model, ".csv" if kind == "text/csv" else ".parquet", body, name, most_rows, seen)
+
+
+def _scored_frame(model: AnomalyModel, frame: pd.DataFrame, seen: Seen | None) -> list[dict[str, Any]]:
+    from anomaly.model import chunk_from_frame, scored_frame
+
+    chunk = chunk_from_frame(frame, model.contract)
+    rows = model.stream().score(chunk)
+    if seen is not None:
+        seen.add(chunk, rows)
+    return list(plain_rows(scored_frame(rows, model)))
 
 
 def plain_rows(scored: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -159,7 +172,9 @@ def _check_times(frame: pd.DataFrame, contract: LogContract) -> None:
 # CSV and Parquet ----------------------------------------------------------------------------------------------------
 
 
-def _scored_file(model: AnomalyModel, suffix: str, body: bytes, name: str, most_rows: int) -> list[dict[str, Any]]:
+def _scored_file(
+    model: AnomalyModel, suffix: str, body: bytes, name: str, most_rows: int, seen: Seen | None
+) -> list[dict[str, Any]]:
     """What ``anomaly score`` does with a file of these bytes."""
     from anomaly.data.readers import open_log
     from anomaly.model import scored_frame
@@ -176,7 +191,12 @@ def _scored_file(model: AnomalyModel, suffix: str, body: bytes, name: str, most_
         log = open_log([path], model.settings.log, contract=model.contract)
         if log.rows > most_rows:
             raise UsageError(Fault("E2001", f"at most {most_rows} rows", log.rows, "send fewer rows at once"))
-        return [row for _, rows in scored_chunks(log, model) for row in plain_rows(scored_frame(rows, model))]
+        found: list[dict[str, Any]] = []
+        for chunk, rows in scored_chunks(log, model):
+            found += plain_rows(scored_frame(rows, model))
+            if seen is not None:
+                seen.add(chunk, rows)
+        return found
 
 
 def _check_parquet(path: Path, most_rows: int) -> None:

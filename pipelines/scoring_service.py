@@ -7,6 +7,7 @@ champion is loaded and proven beside it, and the old one stays where that fails 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
@@ -140,12 +141,16 @@ def _is_there(database: str) -> bool:
 
 @dataclass
 class Service:
-    """What the routes need. ``token`` empty: no token is asked for, and only this machine's names may be in ``Host``."""
+    """What the routes need. ``token`` empty: no token is asked for, and only this machine's names may be in ``Host``.
+
+    ``database``: the alert database that requests are recorded in as ``anomaly score`` records a log; None: in none.
+    """
 
     holder: Holder
     token: str = ""
     limits: ServiceLimits = ServiceLimits()
     insecure: bool = False
+    database: str | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _places: threading.BoundedSemaphore = field(init=False)
 
@@ -153,10 +158,11 @@ class Service:
         self._places = threading.BoundedSemaphore(self.limits.waiting)
 
     def answer(self, kind: str, body: bytes, name: str) -> bytes:
-        """Score ``body`` of content type ``kind`` with the model at work; the answer as JSON.
+        """Score ``body`` of content type ``kind`` with the model at work; rows and findings on sensors as JSON.
 
         Raises InputRefused, UsageError as ``anomaly score`` does; ``_Problem`` where there is no model or no place.
         """
+        from pipelines.scoring_record import Seen, plain_findings
         from pipelines.scoring_request import scored_rows
 
         loaded = self.holder.now
@@ -164,14 +170,20 @@ class Service:
             raise _Problem(503, "no model is loaded yet", retry=True)
         if not self._places.acquire(blocking=False):
             raise _Problem(503, "too many requests wait", retry=True)
+        told = dict[str, Any]()
         try:
             with self._turn:  # one model scores one log at a time; more would only share the processor
-                rows = scored_rows(loaded.model, kind, body, name, self.limits.rows)
+                seen = Seen(loaded.model)
+                rows = scored_rows(loaded.model, kind, body, name, self.limits.rows, seen)
+                if self.database is not None and rows:
+                    digest = hashlib.sha256(body).hexdigest()
+                    told["recorded"] = seen.record(self.database, loaded.name, digest, name or "request")
         finally:
             self._places.release()
         self.holder.figures.scored(r["outcome"] for r in rows)
         known = {"name": loaded.name, "version": loaded.version, "digest": loaded.digest}
-        return json.dumps({"model": known, "rows": rows}, allow_nan=False).encode()
+        told |= {"model": known, "rows": rows, "findings": plain_findings(seen.findings())}
+        return json.dumps(told, allow_nan=False).encode()
 
 
 class _Problem(Exception):

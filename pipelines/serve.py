@@ -34,14 +34,18 @@ def serve(
     """The alert list as a page, and its API. It only reads logs."""
     import uvicorn
 
+    from alerts.database import Database
+    from pipelines import watch_health
+
     app, is_local = application(host, local=local, proxy=proxy, plain_http=plain_http, expected=expected)
     shown_host = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown_host}:{port}" + ("  local mode: one user without sign-in" if is_local else ""))
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", server_header=False, timeout_keep_alive=15,
-        limit_concurrency=200, proxy_headers=bool(proxy), forwarded_allow_ips=proxy or None,
-        timeout_graceful_shutdown=5,
-    )  # fmt: skip
+    with watch_health.looking(Database(home.alert_database(), wait_s=WAIT_S), home.home()):
+        uvicorn.run(
+            app, host=host, port=port, log_level="warning", server_header=False, timeout_keep_alive=15,
+            limit_concurrency=200, proxy_headers=bool(proxy), forwarded_allow_ips=proxy or None,
+            timeout_graceful_shutdown=5,
+        )  # fmt: skip
 
 
 def application(

@@ -44,6 +44,13 @@ class Shadowed:
     aligned: bool = True
     refused: str = ""
 
+    def add(self, other: Shadowed) -> None:
+        """Count what it said of later rows in."""
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.out, self.aligned = other.out, self.aligned and other.aligned
+        self.refused = other.refused
+
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
         return {**asdict(self), "out": str(self.out)}
@@ -64,6 +71,10 @@ class Shadowed:
         if self.one_unscorable:
             said += f", {self.one_unscorable} scorable by one only"
         return f"shadow {self.reference}: {said}; {episodes}"
+
+
+_COUNTS = ("rows", "both", "champion_only", "challenger_only", "one_unscorable", "champion_episodes",
+           "challenger_episodes")  # fmt: skip
 
 
 def shadow_path(out: Path) -> Path:
@@ -106,7 +117,7 @@ def shadow(
             for _, rows in scored_chunks(log, challenger):
                 writer.write_table(score_table(rows, challenger))
                 trackers.update(rows)
-                _compare(done, rows, champion)
+                compare(done, rows, *champion.take(len(rows.time)))
                 progress("shadow", done.rows, log.rows)
         done.aligned = done.aligned and champion.ended
     except InputRefused as error:
@@ -150,9 +161,13 @@ class _Champion:
         return not len(self.take(1)[0])
 
 
-def _compare(done: Shadowed, rows: ScoredRows, champion: _Champion) -> None:
-    """Count where the outcomes differ; rows of other times or assets end the comparison."""
-    time, asset, outcome = champion.take(len(rows.time))
+def compare(
+    done: Shadowed, rows: ScoredRows, time: NDArray[np.int64], asset: NDArray[np.object_], outcome: NDArray[np.object_]
+) -> None:
+    """Count in ``done`` where the challenger's ``rows`` and the champion's ``outcome (n,)``, as words, differ.
+
+    Rows of other times or assets end the comparison.
+    """
     done.rows += len(rows.time)
     if not np.array_equal(time, rows.time) or not np.array_equal(asset, rows.asset):
         done.aligned = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alerts.store import AlertStore
+from alerts.database import Database
+from alerts.store import AlertStore, BatchRecord
 from anomaly.data.quality import Finding
 from anomaly.errors import Fault, Unavailable, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path
 from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
-from pipelines import drift_report
 from pipelines.asset_scoring import FOUND, evidence_of, unpacked
 from pipelines.drift_report import DriftSample
 from pipelines.notify import after_record
+from pipelines.outages import outages_in, record_outages
 from pipelines.score import SCORES_SCHEMA, Coverage, Scored, Trackers, batch_record, score_writer, slack_us
 from pipelines.spark_job import Inspected, Job, fingerprint
 
@@ -53,10 +54,7 @@ class SparkScored(Scored):
 
 def check_target(out: Path, paths: Sequence[Path]) -> None:
     """Raise UsageError E2003 where scores would fall on the log at ``paths`` or on a folder that is not ours."""
-    target = out.resolve()
-    for path in (p.resolve() for p in paths):
-        if target == path or target in path.parents or (path.is_dir() and path in target.parents):
-            raise UsageError(Fault("E2003", "an output apart from the log", "a path within it", file=str(out)))
+    check_apart(out, paths)
     if out.is_dir() and any(out.iterdir()) and not (out / MARK).exists():
         hint = "name a new folder, or a .parquet file"
         raise UsageError(Fault("E2003", "a new folder, or one of scores", "a folder of other files", hint, str(out)))
@@ -64,32 +62,97 @@ def check_target(out: Path, paths: Sequence[Path]) -> None:
         raise UsageError(Fault("E2003", "a .parquet file or a folder by its name", "the other kind", file=str(out)))
 
 
+def check_apart(out: Path, paths: Sequence[Path]) -> None:
+    """Raise UsageError E2003 where ``out`` is the log at ``paths``, around it or within it."""
+    target = out.resolve()
+    for path in (p.resolve() for p in paths):
+        if target == path or target in path.parents or (path.is_dir() and path in target.parents):
+            raise UsageError(Fault("E2003", "an output apart from the log", "a path within it", file=str(out)))
+
+
 def is_folder(out: Path) -> bool:
     """Whether scores go to a folder, a file per asset, or to one Parquet file."""
     return out.suffix.lower() != ".parquet"
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A model with the threshold at work, and the name that its alerts are recorded under."""
+
+    name: str
+    model: AnomalyModel
+
+
+class Own:
+    """What is recorded of one model's rows: figures, coverage, drift's ``sample``, and the ledger entry once it is whole."""
+
+    def __init__(self, bound: Bound, out: Path) -> None:
+        self.bound, self.run = bound, Scored(out)
+        self.covered, self.sample = Coverage(bound.model.max_gap_us), DriftSample(len(bound.model.contract.tags))
+        self.slack_us = slack_us(bound.model)
+        self.batch: BatchRecord | None = None
+
+    def finish(self, files: Sequence[Inspected]) -> None:
+        """All rows are there: make the ledger entry, and let the model go."""
+        self.run.episodes.sort(key=lambda e: (e.start_us, e.asset))
+        names = ", ".join(Path(f.file.path).name for f in files)
+        known, name = self.bound.model, self.bound.name
+        self.batch = batch_record(known, name, self.run, self.covered, sha256=fingerprint(files), file_name=names)
+        del self.bound
+
+
+#: The model of an asset, None where it has none; and what is done with a model's part once it is whole.
+Models = Callable[[str], "Bound | None"]
+Whole = Callable[[Bound, Own], None]
+
+
 def commit(
-    run: SparkScored, job: Job, model: AnomalyModel, model_name: str, files: Sequence[Inspected], database: str | None
-) -> None:
-    """Write scores by asset and time, then record alerts and coverage in one transaction; again changes nothing."""
-    covered, sample = Coverage(model.max_gap_us), DriftSample(len(model.contract.tags))
-    trackers = Trackers(model)
+    run: SparkScored,
+    job: Job,
+    models: Models,
+    files: Sequence[Inspected],
+    database: str | None,
+    whole: Whole = lambda bound, own: None,
+) -> dict[str, Own]:
+    """Write scores by asset and time, then record each model's alerts and coverage; again changes nothing.
+
+    A model is asked for where its asset comes, and none is kept beyond its last asset. Gives what was noted by model.
+    """
+    assets = sorted(set(job.cuts) - set(run.set_aside))
+    owns, last = dict[str, Own](), {str(job.scorers[a]): a for a in assets}
     with _scores(run.out) as writer:
-        for asset in sorted(set(job.cuts) - set(run.set_aside)):
-            _asset(asset, run, job, model, writer, trackers, covered, sample)
+        for asset in assets:
+            bound = models(asset)
+            if bound is None:
+                _unscored(asset, run, job, writer)
+                continue
+            own = owns.setdefault(bound.name, Own(bound, run.out))
+            _asset(asset, run, job, writer, bound.model, own)
+            if last[str(job.scorers[asset])] == asset:
+                whole(bound, own)
+                own.finish(files)
     killpoint("score.after_parquet")
-    run.episodes = trackers.finish()
+    for own in owns.values():
+        _add(run, own.run)
+    run.episodes.sort(key=lambda e: (e.start_us, e.asset))
     run.findings.sort(key=lambda f: (f.asset, f.start_us, f.kind, f.tag, f.end_us))
     if database is not None:
-        names = ", ".join(Path(f.file.path).name for f in files)
-        batch = batch_record(model, model_name, run, covered, sha256=fingerprint(files), file_name=names)
-        run.recorded = AlertStore(database).record_batch(batch, run.episodes)
+        for own in owns.values():
+            if own.batch is not None:
+                run.recorded |= AlertStore(database).record_batch(own.batch, own.run.episodes)
         killpoint("score.before_findings")
-        after_record(database, run.findings, run.episodes, slack_us(model))
+        slack = max((own.slack_us for own in owns.values()), default=0)
+        after_record(database, run.findings, run.episodes, slack)
+        record_outages(Database(database), outages_in(run.out))
     killpoint("score.after_record")
-    run.drifts = drift_report.report(model, sample, len(run.episodes), drift_report.drift_path(run.out))
-    run.notices += drift_report.notices(run.drifts)
+    return owns
+
+
+def _add(run: SparkScored, own: Scored) -> None:
+    run.rows += own.rows
+    run.outcomes.update(own.outcomes)
+    run.reasons.update(own.reasons)
+    run.episodes += own.episodes
 
 
 class _Scores:
@@ -124,40 +187,44 @@ def _scores(out: Path) -> Iterator[_Scores]:
             writer.close()
 
 
-def _asset(
-    asset: str,
-    run: SparkScored,
-    job: Job,
-    model: AnomalyModel,
-    writer: _Scores,
-    trackers: Trackers,
-    covered: Coverage,
-    sample: DriftSample,
-) -> None:
+def _asset(asset: str, run: SparkScored, job: Job, writer: _Scores, model: AnomalyModel, own: Own) -> None:
     """One asset's shards, in time order: rows written, episodes followed over the edges of stretches.
 
     What the sensor rules found is taken from an asset's only stretch; of several they are not told from their parts.
     """
-    tags, categories = len(model.contract.tags), len(model.contract.categories)
-    for piece in range(job.cuts[asset].pieces):
-        shard = job.shard(asset, piece)
-        if (asset, piece) not in run.told:  # a stretch of time without a row
-            continue
-        held = _read(shard, run.told[asset, piece])
+    tags, categories, trackers = len(model.contract.tags), len(model.contract.categories), Trackers(model)
+    for held in _shards(asset, run, job):
         found = json.loads(held.schema.metadata[FOUND])
         writer.write(asset, held.select(SCORES_SCHEMA.names).cast(SCORES_SCHEMA))
         for batch in held.to_batches(max_chunksize=1 << 16):
             table = pa.Table.from_batches([batch])
             rows = scored_rows(table, tags, categories)
-            run.rows += len(rows.time)
-            run.outcomes.update(OUTCOMES[rows.outcome].tolist())
-            run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
-            covered.add(rows)
+            own.run.rows += len(rows.time)
+            own.run.outcomes.update(OUTCOMES[rows.outcome].tolist())
+            own.run.reasons.update(r.partition(":")[0] for r in rows.reason.tolist() if r)
+            own.covered.add(rows)
             trackers.update(rows)
-            add_sampled(sample, rows, table)
-        count_operating(sample, found)
+            add_sampled(own.sample, rows, table)
+        count_operating(own.sample, found)
         if job.cuts[asset].pieces == 1:
             run.findings += [Finding(**f) for f in found["findings"]]
+    own.run.episodes += trackers.finish()
+
+
+def _unscored(asset: str, run: SparkScored, job: Job, writer: _Scores) -> None:
+    """An asset without a model: its rows are written and counted, nothing else."""
+    for held in _shards(asset, run, job):
+        writer.write(asset, held.select(SCORES_SCHEMA.names).cast(SCORES_SCHEMA))
+        run.rows += held.num_rows
+        run.outcomes.update(held["outcome"].to_pylist())
+        run.reasons.update(r.partition(":")[0] for r in held["reason"].to_pylist())
+
+
+def _shards(asset: str, run: SparkScored, job: Job) -> Iterator[pa.Table]:
+    """The asset's scored stretches, in time order; a stretch of time without a row has none."""
+    for piece in range(job.cuts[asset].pieces):
+        if (asset, piece) in run.told:
+            yield _read(job.shard(asset, piece), run.told[asset, piece])
 
 
 def _read(shard: Path, rows: int) -> pa.Table:

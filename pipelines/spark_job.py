@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,28 +76,57 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Scorer:
+    """A model as workers load it: ``bundle`` folder, ``digest``, ``engine_kind``, ``threshold`` as ``Stretch`` has them;
+    ``overlap_us`` is how much time a stretch brings along."""
+
+    bundle: str
+    digest: str
+    engine_kind: str
+    threshold: dict[str, Any]
+    overlap_us: int
+
+    @classmethod
+    def of(cls, model: AnomalyModel, bundle: str, engine_kind: str) -> Scorer:
+        """Of ``model``, which was loaded from ``bundle``."""
+        overlap_us = overlap_rows(model) * model.max_gap_us
+        return cls(bundle, str(model.digest), engine_kind, model.threshold.to_dict(), overlap_us)
+
+
+@dataclass(frozen=True)
 class Job:
-    """Everything that workers need; ``resume[i]`` maps assets to the time up to which files before file i hold rows."""
+    """Everything that workers need; ``resume[i]`` maps assets to the time up to which files before file i hold rows.
+
+    ``scorers`` maps assets to their model, or to the reason why their rows have no score.
+    """
 
     reading: Reading
     files: tuple[LogFile, ...]
     resume: tuple[dict[str, int], ...]
     cuts: dict[str, Cut]
-    overlap_us: int
-    bundle: str
-    digest: str
-    engine_kind: str
-    threshold: dict[str, Any]
-    shards: str
+    scorers: dict[str, Scorer | str]
+    shards: str = ""
+
+    def scorer(self, asset: str) -> Scorer:
+        """The model of ``asset``; raises ValueError where it has none."""
+        found = self.scorers[asset]
+        if isinstance(found, str):
+            raise ValueError(f"asset: expected one with a model, got {asset}: {found}")
+        return found
+
+    def overlap_us(self, asset: str) -> int:
+        """How much time a stretch of ``asset`` brings along."""
+        found = self.scorers[asset]
+        return 0 if isinstance(found, str) else found.overlap_us
 
     def stretch(self, asset: str, piece: int) -> Stretch:
         """The ``piece`` of ``asset``, as ``score_asset`` takes it."""
         cut = self.cuts[asset]
         start = cut.first_us + piece * cut.length_us
         end = start + cut.length_us if piece < cut.pieces - 1 else np.iinfo(np.int64).max
-        low = start - self.overlap_us
-        fixed = self.bundle, self.digest, self.engine_kind, self.threshold
-        return Stretch(asset, cut.first_us, low, start, int(end), *fixed)
+        own = self.scorer(asset)
+        fixed = own.bundle, own.digest, own.engine_kind, own.threshold
+        return Stretch(asset, cut.first_us, start - own.overlap_us, start, int(end), *fixed)
 
     def whole(self, assets: Iterable[str]) -> Job:
         """The same job over some assets, each in one stretch."""
@@ -172,28 +201,48 @@ def in_order(inspected: Sequence[Inspected]) -> tuple[list[Inspected], dict[str,
 def planned(
     files: Sequence[Inspected], reading: Reading, model: AnomalyModel, bundle: str, engine_kind: str, rows: int | None
 ) -> Job:
-    """The job over checked ``files``; ``rows`` is about how many rows a stretch holds (None: by the width of the log)."""
-    width = max(len(model.contract.tags), 1)
+    """The job over checked ``files``, all assets by one model; ``rows`` as in ``planned_by``."""
+    scorer = Scorer.of(model, bundle, engine_kind)
+    return planned_by(files, reading, lambda asset: scorer, rows)
+
+
+def planned_by(
+    files: Sequence[Inspected], reading: Reading, scorer: Callable[[str], Scorer | str], rows: int | None
+) -> Job:
+    """The job over checked ``files``, each asset by its ``scorer``, or with the reason why it has none.
+
+    ``rows`` is about how many rows a stretch holds (None: by the width of the log).
+    """
+    width = max(len(reading.contract.tags), 1)
     rows = rows or min(max(_STRETCH_BYTES // (4 * width), _FEWEST_ROWS), _MOST_ROWS)
-    overlap_us = overlap_rows(model) * model.max_gap_us
-    resume, ends = list[dict[str, int]](), dict[str, int]()
-    spans: dict[str, tuple[int, int, int]] = {}
+    resume, spans = _spans(files)
+    scorers = {asset: scorer(asset) for asset in spans}
+    job = Job(reading, tuple(one.file for one in files), resume, {}, scorers)
+    return replace(job, cuts={asset: _cut(*span, rows, job.overlap_us(asset)) for asset, span in spans.items()})
+
+
+def in_one_piece(files: Sequence[Inspected], reading: Reading, scorer: Scorer, shards: str) -> Job:
+    """The job over checked ``files`` with every asset whole."""
+    resume, spans = _spans(files)
+    cuts = {asset: Cut(first, last + 1 - first, 1) for asset, (_, first, last) in spans.items()}
+    return Job(reading, tuple(one.file for one in files), resume, cuts, dict.fromkeys(spans, scorer), shards)
+
+
+def _spans(files: Sequence[Inspected]) -> tuple[tuple[dict[str, int], ...], dict[str, tuple[int, int, int]]]:
+    """``Job.resume``, and of each asset its rows, first and last time."""
+    resume, spans = list[dict[str, int]](), dict[str, tuple[int, int, int]]()
     for one in files:
-        resume.append({a: ends[a] for a in one.assets if a in ends})
+        resume.append({a: spans[a][2] for a in one.assets if a in spans})
         for asset, (n, first, last) in one.assets.items():
             known = spans.get(asset, (0, first, last))
             spans[asset] = (known[0] + n, min(known[1], first), max(known[2], last))
-            ends[asset] = spans[asset][2]
-    cuts = {asset: _cut(*span, rows, overlap_us) for asset, span in spans.items()}
-    found = tuple(one.file for one in files)
-    threshold = model.threshold.to_dict()
-    return Job(reading, found, tuple(resume), cuts, overlap_us, bundle, str(model.digest), engine_kind, threshold, "")
+    return tuple(resume), spans
 
 
 def _cut(n: int, first: int, last: int, rows: int, overlap_us: int) -> Cut:
     """An asset's pieces of about ``rows`` rows, none shorter than what it brings along."""
     length = last + 1 - first
-    pieces = max(min(math.ceil(n / rows), length // overlap_us), 1)
+    pieces = max(min(math.ceil(n / rows), length // max(overlap_us, 1)), 1)
     return Cut(first, math.ceil(length / pieces), pieces)
 
 

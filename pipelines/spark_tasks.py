@@ -10,6 +10,8 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anomaly.data.contract import LogChunk
-from anomaly.data.quality import QualityWatch
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.errors import AnomalyError, Fault, InputRefused
 from anomaly.faults import killpoint
@@ -29,9 +30,11 @@ from pipelines.asset_scoring import (
     HistoryTooShort,
     chunk_of,
     model_of,
+    narrowed,
     quality_watch,
     rows_table,
     score_asset,
+    unscored,
 )
 from pipelines.spark_job import Inspected, Job, LogFile, Reading
 
@@ -140,7 +143,7 @@ def _grouped(chunk: LogChunk, asset: str, number: int, job: Job) -> Iterator[pa.
     for k in np.unique(piece).tolist():
         start = cut.first_us + k * cut.length_us
         yield _keyed(table.filter(pa.array(piece == k)), asset, k)
-        along = (piece == k) & (chunk.time >= start + cut.length_us - job.overlap_us)
+        along = (piece == k) & (chunk.time >= start + cut.length_us - job.overlap_us(asset))
         if k < cut.pieces - 1 and along.any():
             yield _keyed(table.filter(pa.array(along)), asset, k + 1)
 
@@ -164,7 +167,7 @@ def scored_group(job: Job, table: pa.Table) -> pa.Table:
     try:
         rows = _known_rows(shard)
         if rows is None:
-            scored = score_asset(job.stretch(asset, piece).on(table.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)))
+            scored = _scored(job, asset, piece, table.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA))
             with atomic_path(shard) as temporary:
                 pq.write_table(scored, temporary, compression="zstd", write_page_checksum=True)
             rows = scored.num_rows
@@ -176,28 +179,43 @@ def scored_group(job: Job, table: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([told], TOLD_SCHEMA)
 
 
+def _scored(job: Job, asset: str, piece: int, rows: pa.Table) -> pa.Table:
+    why = job.scorers[asset]
+    if isinstance(why, str):
+        return unscored(asset, rows, why)
+    contract = model_of(why.bundle, why.digest).contract
+    return score_asset(job.stretch(asset, piece).on(narrowed(rows, job.reading.contract, contract)))
+
+
 def watched(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """What the sensor rules find in rows that come asset by asset and in time order (GROUPED_SCHEMA → FOUND_SCHEMA).
 
     Runs and blocks of the rules know no stretches, so they pass over an asset from its first row to its last, in the memory
     of a batch.
     """
-    model = model_of(job.bundle, job.digest)
-    asset, watch = None, quality_watch(model)
-    for batch in batches:
-        table = pa.Table.from_batches([batch])
-        for name in table["asset"].unique().to_pylist():
-            if name != asset:
-                yield _found(asset, watch)
-                asset, watch = name, quality_watch(model)
-            own = table.filter(pc.equal(table["asset"], name)).select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
-            watch.update(chunk_of(own.filter(pc.invert(own["again"])), name, model.contract))
-    yield _found(asset, watch)
+    for asset, tables in by_asset(batches):
+        scorer = job.scorer(asset)
+        model = model_of(scorer.bundle, scorer.digest)
+        watch = quality_watch(model)
+        for table in tables:
+            first = table.filter(pc.invert(table["again"]))
+            watch.update(chunk_of(narrowed(first, job.reading.contract, model.contract), asset, model.contract))
+        found = json.dumps([asdict(f) for f in watch.finish()])
+        yield pa.RecordBatch.from_pylist([{"asset": asset, "found": found}], FOUND_SCHEMA)
 
 
-def _found(asset: str | None, watch: QualityWatch) -> pa.RecordBatch:
-    rows = [] if asset is None else [{"asset": asset, "found": json.dumps([asdict(f) for f in watch.finish()])}]
-    return pa.RecordBatch.from_pylist(rows, FOUND_SCHEMA)
+def by_asset(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[str, Iterator[pa.Table]]]:
+    """Rows that come asset by asset (GROUPED_SCHEMA) as the assets and their tables (ROWS_SCHEMA), a batch at a time."""
+
+    def named() -> Iterator[tuple[str, pa.Table]]:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            for name in table["asset"].unique().to_pylist():
+                own = table.filter(pc.equal(table["asset"], name))
+                yield str(name), own.select(ROWS_SCHEMA.names).cast(ROWS_SCHEMA)
+
+    for asset, group in groupby(named(), key=itemgetter(0)):
+        yield asset, (table for _, table in group)
 
 
 def _known_rows(shard: Path) -> int | None:

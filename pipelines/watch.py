@@ -14,146 +14,114 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from alerts.database import Database
 from alerts.episodes import Episode
 from alerts.store import AlertStore, BatchRecord
 from anomaly.config import parse_duration
+from anomaly.data.contract import LogChunk
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.drift import Drift
 from anomaly.errors import Fault, InputRefused, Unavailable, UsageError
 from anomaly.faults import killpoint
 from anomaly.files import atomic_path, sha256
-from anomaly.model import OUTCOMES, AnomalyModel, ScoredRows
+from anomaly.model import AnomalyModel
 from pipelines import drift_report
-from pipelines.drift_report import DriftSample
-from pipelines.feedback import with_threshold
 from pipelines.notify import after_record
-from pipelines.score import episode_rules, score_table, score_writer, slack_us
+from pipelines.outages import record_outages
+from pipelines.score import episode_rules, slack_us
+from pipelines.score_family import family_drift
+from pipelines.watch_health import HEARTBEAT, Return, stale_after_s
+from pipelines.watch_landing import Landing
+from pipelines.watch_members import WatchModels, model_key, thresholds_or
 from pipelines.watch_sensors import sensor_watch
-from pipelines.watch_state import WatchState, model_key
+from pipelines.watch_shadow import check_challenger
+from pipelines.watch_state import WatchState
+from pipelines.watch_turn import HELD_ROWS, Part, Turn
 
 _log = logging.getLogger(__name__)
 
 QUARANTINE, REASON = "quarantine", ".reason.txt"
-STATE, HEARTBEAT = "state.npz", "heartbeat.json"
-#: Rows that are gathered before some are released, and files of one turn: bounds of memory, and of what a kill costs.
-_HELD_ROWS, FILES_A_TURN = 65_536, 64
+STATE = "state.npz"
+#: Files of one turn: a bound of memory, and of what a kill costs.
+FILES_A_TURN = 64
 #: Refusals that mean "not ready": the file went away or was being written while it was read.
 _NOT_READY = {"E3001", "E3008"}
-_DRIFT_SPAN_US = 7 * 86_400_000_000
-_DATABASE_WAIT_S = 5.0
+_DATABASE_WAIT_S, _BEAT_S = 5.0, 10.0
 
 
 @dataclass(frozen=True)
 class WatchOptions:
     """``lateness_us``: how long a row may come after newer ones. ``ahead_us``: how far times may lie ahead of the clock.
 
-    ``settle_s``: a file is read once its size and modification time stayed the same for so long.
+    ``settle_s``: a file is read once its size and modification time stayed the same for so long. ``every_s``: the time between
+    two looks, by which somebody else tells that the watch stands still; None where it looks once.
     """
 
     lateness_us: int = 600_000_000
     ahead_us: int = 86_400_000_000
     settle_s: float = 1.0
-
-
-@dataclass
-class Turn:
-    """What one turn did, or several added up; ``quarantined`` maps file names to reasons."""
-
-    files: int = 0
-    repeated: int = 0
-    rows: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    episodes: int = 0
-    scores: list[Path] = field(default_factory=list)
-    quarantined: dict[str, str] = field(default_factory=dict)
-    not_ready: dict[str, str] = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-
-    def add(self, other: Turn) -> None:
-        """Count another turn in."""
-        for name in ("files", "repeated", "rows", "episodes"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.outcomes.update(other.outcomes)
-        self.scores += other.scores
-        self.notices += other.notices
-        self.quarantined |= other.quarantined
-        self.not_ready = other.not_ready
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain, JSON-ready values."""
-        return {**vars(self), "outcomes": dict(self.outcomes), "scores": [str(p) for p in self.scores]}
-
-
-class Landing:
-    """Tells which files of a folder have settled; names with a leading dot, links and other kinds of files are passed over."""
-
-    def __init__(self, folder: Path, settle_s: float) -> None:
-        self._folder, self._settle_s = folder, settle_s
-        self._seen: dict[str, tuple[list[int], float]] = {}
-
-    def look(self) -> tuple[dict[str, list[int]], int]:
-        """Name to stamp (size, modification time in ns) of the settled files, by name, and how many have not settled."""
-        now, settled, seen = time.monotonic(), dict[str, list[int]](), dict[str, tuple[list[int], float]]()
-        for path in sorted(self._folder.iterdir()):
-            if path.suffix.lower() not in (".csv", ".parquet") or path.name.startswith(".") or path.is_symlink():
-                continue
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            if not path.is_file():
-                continue
-            stamp = [stat.st_size, stat.st_mtime_ns]
-            since = self._seen.get(path.name, (None, now))
-            seen[path.name] = (stamp, since[1] if since[0] == stamp else now)
-            still = max(time.time() - stat.st_mtime, now - seen[path.name][1])
-            if still >= self._settle_s:
-                settled[path.name] = stamp
-        self._seen = seen
-        return settled, len(seen) - len(settled)
+    every_s: float | None = None
 
 
 class Watch:
-    """The scoring of one folder with one model, turn by turn; its state lies in the folder ``place``.
+    """The scoring of one folder with one model or a family of them, turn by turn; its state lies in the folder ``place``.
 
-    ``database`` None records nothing. Raises UsageError E2003 where scores would land in the watched folder.
+    ``model_name``: what the ledger calls a single model. ``database`` None records nothing. ``challenger``: a reference and a
+    model that scores beside it and raises no alerts. Raises UsageError: E2003 where scores would land in the watched folder,
+    E2001 for a challenger of other sensors.
     """
 
     def __init__(
         self,
         folder: Path,
-        model: AnomalyModel,
+        model: AnomalyModel | WatchModels,
         model_name: str,
         out: Path,
         database: str | None,
         place: Path,
         options: WatchOptions = WatchOptions(),
+        challenger: tuple[str, AnomalyModel] | None = None,
     ) -> None:
         if not folder.is_dir():
             raise UsageError(Fault("E2001", "a folder to watch", "no such folder", file=str(folder)))
         if out.resolve() == folder.resolve():
             raise UsageError(Fault("E2003", "another folder for the scores", "the watched folder", file=str(out)))
         self.folder, self.out, self.place, self.options = folder, out, place, options
-        self.model_name = model_name
+        self.challenger, self.every_s = challenger, None if database is None else options.every_s
         self._store = None if database is None else AlertStore(database, wait_s=_DATABASE_WAIT_S)
-        self._loaded = self.model = model
-        model.engine_kind = "auto"
-        self._sensors = sensor_watch(model)
+        self._loaded = self.models = model if isinstance(model, WatchModels) else WatchModels.one(model, model_name)
+        self._begin(self._loaded)
         self._episodes: list[Episode] = []  # recorded, but not yet looked at for floods
-        model = self.model = self._with_threshold()[0]
-        self.state = WatchState.load(place / STATE, model, options.lateness_us)
+        self._returned, self._beat_at = Return(place, folder), time.monotonic()
+        self.models = self._with_thresholds()[0]
+        if challenger is not None:
+            check_challenger(self.models.contract, challenger[1].contract)
+            challenger[1].engine_kind = "auto"
+        self.state = self._load()
         if not (place / STATE).exists():  # the name of the score files must outlive a kill in the first turn
             self.state.save(place / STATE)
         self.found: list[Drift] = []  # the drift that was told last
         self.landing = Landing(folder, options.settle_s)
+
+    def _begin(self, models: WatchModels) -> None:
+        for model in models.loaded.values():
+            model.engine_kind = "auto"
+        self._sensors = {name: sensor_watch(model) for name, model in models.loaded.items()}
+
+    def _load(self) -> WatchState:
+        challenger = None if self.challenger is None else self.challenger[1]
+        return WatchState.load(self.place / STATE, self.models, self.options.lateness_us, challenger)
+
+    @property
+    def model(self) -> AnomalyModel:
+        """The model, or the first of a family."""
+        return self.models.first
 
     # -- what there is to do ------------------------------------------------------------------------------------------
 
@@ -177,8 +145,8 @@ class Watch:
             if files or done.rows:
                 self._close(scored, done)
         except BaseException:
-            self.state = WatchState.load(self.place / STATE, self.model, self.options.lateness_us)
-            self._sensors = sensor_watch(self.model)
+            self.state = self._load()
+            self._begin(self.models)
             raise
         return done
 
@@ -194,48 +162,61 @@ class Watch:
             killpoint("watch.after_record")
             self._episodes += episodes
             del self.state.unrecorded[0]
-        if self._store is not None and (self._sensors.fresh or self._episodes):
-            after_record(self._store.database, self._sensors.findings(), self._episodes, slack_us(self.model))
-            self._sensors.fresh, self._episodes = False, []
+        if self._store is not None:
+            self._tell(self._store.database)
         return new
 
-    def use(self, model: AnomalyModel) -> None:
-        """Go on with another model of the same sensors; raises UsageError E2001 for others."""
-        model.engine_kind = "auto"
-        self._loaded, before = model, self._loaded
-        model = self._with_threshold()[0]
+    def _tell(self, database: Database) -> None:
+        """Alerts that no batch makes: on sensors, on assets that cannot be scored, on this watch where it stood still."""
+        fresh = {name: own for name, own in self._sensors.items() if own.fresh}
+        if fresh or self._episodes:
+            found = [f for own in fresh.values() for f in own.findings()]
+            after_record(database, found, self._episodes, max(slack_us(m) for m in self.models.loaded.values()))
+            for own in fresh.values():
+                own.fresh = False
+            self._episodes = []
+        if self.state.outages.fresh:
+            record_outages(database, self.state.outages.fresh)
+            self.state.outages.fresh = []
+        self._returned.tell(database)
+
+    def use(self, model: AnomalyModel | WatchModels) -> None:
+        """Go on with another model of the same sensors, or other members; raises UsageError E2001 for other sensors."""
+        before = self._loaded
+        self._loaded = model if isinstance(model, WatchModels) else WatchModels.one(model, before.name)
+        models = self._with_thresholds()[0]
         try:
-            self.state.with_model(model)
+            self.state.with_models(models)
         except UsageError:
             self._loaded = before
             raise
-        self.model, self._sensors = model, sensor_watch(model)
+        self.models = models
+        self._begin(models)
 
-    def _with_threshold(self) -> tuple[AnomalyModel, str]:
-        """The model with the threshold that people set, and that in words; as it is where the database does not answer."""
+    def _with_thresholds(self) -> tuple[WatchModels, list[str]]:
+        """The models with the thresholds that people set, and what changed; as they are where the database does not answer."""
         database = None if self._store is None else self._store.database
-        try:
-            return with_threshold(self._loaded, database)
-        except Unavailable as error:
-            _log.warning("the threshold stays as it is: %s", error)
-            known = self.model if self.model.digest == self._loaded.digest else self._loaded
-            return known, ""
+        models, told, trouble = thresholds_or(self._loaded, database, self.models)
+        if trouble:
+            _log.warning("the threshold stays as it is: %s", trouble)
+        return models, told
 
     def _follow_threshold(self, done: Turn) -> None:
         """Go on with another threshold where people set one since the last turn: rows that come are judged by it."""
-        model, told = self._with_threshold()
-        if model.threshold.value != self.model.threshold.value:
-            self.model = model
-            self.state = WatchState.load(self.place / STATE, model, self.options.lateness_us)
-            done.notices.append(told or f"the model's own threshold {model.threshold.value:.6g} holds again")
+        models, told = self._with_thresholds()
+        if told:
+            self.models = models
+            self.state = self._load()
+            done.notices += told
 
     # -- a turn -------------------------------------------------------------------------------------------------------
 
-    def _scored(self, files: dict[str, list[int]], everything: bool, done: Turn) -> _Part:
+    def _scored(self, files: dict[str, list[int]], everything: bool, done: Turn) -> Part:
         """Read, order and score; the score file appears when all of it is written."""
         order = self.state.order
         with ExitStack() as stack:
-            part = _Part(self, self.out / f"scores-{self.state.name}-{self.state.sequence + 1:08d}.parquet", stack)
+            path = self.out / f"scores-{self.state.name}-{self.state.sequence + 1:08d}.parquet"
+            part = Part(self, path, stack)
             for name, stamp, log in self._opened(files, done):
                 faults = self._faults(log)
                 if faults:
@@ -243,13 +224,18 @@ class Watch:
                     continue
                 for chunk in log.chunks():
                     order.admit(chunk)
-                    if order.rows >= _HELD_ROWS:
+                    if order.rows >= HELD_ROWS:
                         part.score(done)
                 self.state.files[name] = {"stamp": stamp, "sha256": log.files[0].sha256}
                 done.files += 1
             part.score(done, everything)
         killpoint("watch.after_scores")
         return part
+
+    def look_at_sensors(self, member: str, chunk: LogChunk) -> None:
+        """Show rows to the sensor rules of a member's model."""
+        if self._store is not None:
+            self._sensors[member].update(chunk)
 
     def _opened(self, files: dict[str, list[int]], done: Turn) -> Iterator[tuple[str, list[int], PlantLog]]:
         """The files that can be read, by the time of their first row; the others are set aside."""
@@ -260,7 +246,7 @@ class Watch:
             try:
                 digest = sha256(path)
                 if digest not in known:
-                    logs.append((name, stamp, open_log([path], self.model.settings.log, self.model.contract)))
+                    logs.append((name, stamp, open_log([path], self.models.log, self.models.contract)))
                     known.add(digest)
                     continue
             except (InputRefused, OSError) as error:
@@ -305,94 +291,76 @@ class Watch:
             done.notices.append(f"{name} cannot be moved to {aside}: {failed}")
             self.state.files[name] = {"stamp": stamp, "sha256": ""}
 
-    def _close(self, part: _Part, done: Turn) -> None:
-        """The turn becomes part of the state, with the batch that is to be recorded."""
-        state, model = self.state, self.model
+    def _close(self, part: Part, done: Turn) -> None:
+        """The turn becomes part of the state, with the batches that are to be recorded."""
+        state = self.state
         state.files = {name: held for name, held in state.files.items() if (self.folder / name).exists()}
         if done.rows:
-            now = state.trackers.finish()
-            known = {(e.asset, e.start_us): e for e in state.told}
-            changed = [e for e in now if known.get((e.asset, e.start_us)) != e]
-            new = sum((e.asset, e.start_us) not in known for e in now)
-            done.episodes, state.alerts, state.told = new, state.alerts + new, now
-            state.trackers = type(state.trackers).from_state(model, *state.trackers.to_state())
+            for name, outcomes in part.outcomes.items():
+                member, model = state.members[name], self.models.loaded[name]
+                changed, new = member.close(model)
+                done.episodes += new
+                if self._store is not None:
+                    state.unrecorded.append((self._batch(part.path, name, model, outcomes), changed))
+                member.covered.spans = {asset: spans[-1:] for asset, spans in member.covered.spans.items()}
             state.sequence, state.rows = state.sequence + 1, state.rows + done.rows
             done.scores.append(part.path)
-            if self._store is not None:
-                state.unrecorded.append((self._batch(part.path, done), changed))
-            state.covered.spans = {asset: spans[-1:] for asset, spans in state.covered.spans.items()}
+            if self._store is None:
+                state.outages.fresh = []
+        if part.shadow is not None:
+            part.shadow.close()
+            state.shadow, done.shadow = part.shadow.member, part.shadow.told
+            done.shadow.champion_episodes = done.episodes
         state.save(self.place / STATE)
         killpoint("watch.after_state")
 
-    def _batch(self, path: Path, done: Turn) -> BatchRecord:
+    def _batch(self, path: Path, name: str, model: AnomalyModel, outcomes: Counter[str]) -> BatchRecord:
+        covered = self.state.members[name].covered.spans
         return BatchRecord(
             sha256=sha256(path),
-            model=model_key(self.model),
-            model_name=self.model_name,
+            model=model_key(model),
+            model_name=self.models.ledger_name(name),
             file_name=path.name,
-            rows=done.rows,
-            outcomes=dict(done.outcomes),
-            covered={asset: list(spans) for asset, spans in self.state.covered.spans.items()},
+            rows=sum(outcomes.values()),
+            outcomes=dict(outcomes),
+            covered={asset: list(spans) for asset, spans in covered.items()},
             score_path=str(path),
-            lead_us=parse_duration(self.model.settings.window.lead) or None,
-            merge_gap_us=episode_rules(self.model).merge_gap_us,
+            lead_us=parse_duration(model.settings.window.lead) or None,
+            merge_gap_us=episode_rules(model).merge_gap_us,
         )
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
-    def drift(self) -> list[Drift]:
-        """Drift of the rows scored since the sample began, kept beside the scores; nothing where there are no rows."""
-        if not self.state.sample.operating:
-            return []
-        path = self.out / f"scores-{self.state.name}.drift.json"
-        self.found = drift_report.report(self.model, self.state.sample, self.state.alerts, path)
-        return self.found
+    def drift(self) -> tuple[str, ...]:
+        """Drift of the rows scored since the samples began, kept beside the scores; what a person should know of it."""
+        path, members = self.out / f"scores-{self.state.name}.drift.json", self.state.members
+        live = {n: m for n, m in self.models.loaded.items() if members[n].sample.operating}
+        if not live:
+            return ()
+        if self.models.family is None:
+            self.found = drift_report.report(self.model, members[""].sample, members[""].alerts, path)
+            return drift_report.notices(self.found)
+        found = {n: drift_report.drifts(m, members[n].sample, members[n].alerts) for n, m in live.items()}
+        self.found = [d for own in found.values() for d in own]
+        return family_drift(self.models.name, found, path)
+
+    def beat(self) -> None:
+        """A heartbeat from within a long turn, where the last one is a while ago; a full disk is no reason to end the turn."""
+        if time.monotonic() - self._beat_at > _BEAT_S:
+            with suppress(OSError, Unavailable):
+                self.heartbeat()
 
     def heartbeat(self, trouble: str = "") -> None:
         """Say in a file that the watch is alive, how far it is, and what is wrong."""
-        order = self.state.order
+        order, every_s = self.state.order, self.every_s
         newest = {asset: known.newest for asset, known in order.answered.items()}
         content = {"time": time.time(), "pid": os.getpid(), "sequence": self.state.sequence, "rows": self.state.rows,
                    "waiting": order.rows, "unrecorded": len(self.state.unrecorded), "newest_us": newest,
+                   "folder": str(self.folder.resolve()), "stale_after_s": None if every_s is None else stale_after_s(every_s),
                    "trouble": trouble}  # fmt: skip
         with atomic_path(self.place / HEARTBEAT) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
-
-
-class _Part:
-    """The score file of one turn, made when the first row is scored."""
-
-    def __init__(self, watch: Watch, path: Path, stack: ExitStack) -> None:
-        self.path, self._watch, self._stack = path, watch, stack
-        self._writer: pq.ParquetWriter | None = None
-
-    def score(self, done: Turn, everything: bool = False) -> None:
-        """Score what the order releases."""
-        state, model = self._watch.state, self._watch.model
-        chunk = state.order.release(everything)
-        if chunk is None:
-            return
-        if self._watch._store is not None:
-            self._watch._sensors.update(chunk)
-        if self._writer is None:
-            temporary = self._stack.enter_context(atomic_path(self.path))
-            self._writer = self._stack.enter_context(score_writer(temporary))
-        for low in range(0, len(chunk), _HELD_ROWS):
-            rows = state.stream.score(chunk.take(slice(low, low + _HELD_ROWS)))
-            self._writer.write_table(score_table(rows, model))
-            state.trackers.update(rows)
-            state.covered.add(rows)
-            _sampled(state, rows)
-            done.rows += len(rows.time)
-            done.outcomes.update(OUTCOMES[rows.outcome].tolist())
-
-
-def _sampled(state: WatchState, rows: ScoredRows) -> None:
-    """Count rows in for drift; a sample of more than a week begins anew, so that what is told is of late."""
-    span = state.sample.span
-    if span is not None and int(rows.time.max()) - span[0] > _DRIFT_SPAN_US:
-        state.sample, state.alerts = DriftSample(state.sample.tags, state.sample.size), 0
-    state.sample.add(rows)
+        self._beat_at = time.monotonic()
 
 
 @contextmanager

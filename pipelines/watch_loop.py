@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from anomaly.errors import AnomalyError, Unavailable
 from anomaly.model import AnomalyModel
-from pipelines import drift_report
 from pipelines.watch import FILES_A_TURN, Turn, Watch
+from pipelines.watch_members import WatchModels
 
 #: Waits in trouble double up to this.
 LONGEST_WAIT_S = 300.0
@@ -41,7 +41,7 @@ def once(watch: Watch, everything: bool = False, heed: Heed = lambda: None) -> T
         step.not_ready = done.not_ready | step.not_ready
         done.add(step)
         unrecorded = _recorded(watch)
-    done.notices += drift_report.notices(watch.drift())
+    done.notices += watch.drift()
     watch.heartbeat(str(unrecorded or ""))
     if unrecorded is not None:
         raise unrecorded
@@ -90,7 +90,11 @@ class Loop:
     """A watch that goes on until it is told to stop; ``newer`` gives a model to change to, once a minute."""
 
     def __init__(
-        self, watch: Watch, every_s: float, tell: Tell, newer: Callable[[], AnomalyModel | None] = lambda: None
+        self,
+        watch: Watch,
+        every_s: float,
+        tell: Tell,
+        newer: Callable[[], AnomalyModel | WatchModels | None] = lambda: None,
     ) -> None:
         self.watch, self._tell, self._newer, self._every_s = watch, tell, newer, every_s
         self._scoring, self._recording = BackOff(every_s), BackOff(every_s)
@@ -147,7 +151,7 @@ class Loop:
             self._tell(said)
         if done.rows and time.monotonic() >= self._drift_at:
             self._drift_at = time.monotonic() + _DRIFT_EVERY_S
-            found = drift_report.notices(watch.drift())
+            found = watch.drift()
             for notice in found if found != self._drift_said else ():
                 self._tell(f"note: {notice}")
             self._drift_said = found
@@ -180,5 +184,7 @@ def lines(done: Turn) -> list[str]:
         repeated = f" ({done.repeated} more had come before)" if done.repeated else ""
         said.append(f"{done.files} files{repeated}, {done.rows} rows scored, {done.episodes} new episodes")
     said += [f"quarantined {name}: {reason}" for name, reason in done.quarantined.items()]
+    if done.shadow is not None and (done.shadow.rows or done.shadow.refused):
+        said.append(done.shadow.line())
     said += [f"not ready {name}: {reason}" for name, reason in done.not_ready.items()]
     return said + [f"note: {notice}" for notice in done.notices]

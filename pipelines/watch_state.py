@@ -25,15 +25,13 @@ from anomaly.data.sensor_statistics import mixed
 from anomaly.errors import Fault, InputRefused, UsageError
 from anomaly.files import atomic_path
 from anomaly.intervals import as_intervals, contains, merge
-from anomaly.model import AnomalyModel, StreamScorer
-from pipelines.drift_report import DriftSample
-from pipelines.score import Coverage, Trackers
+from anomaly.model import AnomalyModel
+from pipelines.outages import Outages
+from pipelines.watch_members import Arrays, Member, WatchModels, below, model_key
 
 #: Of so many rows per asset that were answered last it is known what they held.
 _REMEMBERED = 4096
-_FORMAT = 1
-
-Arrays = dict[str, NDArray[Any]]
+_FORMAT = 2
 
 
 def row_digests(chunk: LogChunk) -> NDArray[np.uint64]:
@@ -196,41 +194,40 @@ class Order:
 class WatchState:
     """All that a watch needs to go on.
 
-    ``files``: by name, size, modification time and digest of what was taken from the folder. ``told``: the episodes that
-    were recorded last and may still grow. ``unrecorded``: batches whose ledger entry may be missing; the ledger itself knows.
+    ``members``: how scoring goes on by each model, "" where there is one; ``shadow`` by the challenger. ``files``: by name,
+    size, modification time and digest of what was taken from the folder. ``unrecorded``: batches whose ledger entry may be
+    missing; the ledger itself knows. ``outages``: assets that cannot be scored, those that are to be told included.
     """
 
-    model: str
     contract: str
     order: Order
-    stream: StreamScorer
-    trackers: Trackers
-    covered: Coverage
-    sample: DriftSample
+    members: dict[str, Member]
+    outages: Outages = field(default_factory=Outages)
+    shadow: Member | None = None
     sequence: int = 0
     rows: int = 0
-    alerts: int = 0  # episodes since the drift sample began
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    told: list[Episode] = field(default_factory=list)
     unrecorded: list[tuple[BatchRecord, list[Episode]]] = field(default_factory=list)
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # part of the names of the score files
 
     @classmethod
-    def new(cls, model: AnomalyModel, lateness_us: int) -> WatchState:
+    def new(cls, models: WatchModels, lateness_us: int, challenger: AnomalyModel | None = None) -> WatchState:
         """Nothing seen yet."""
-        order, stream = Order(lateness_us, model.max_gap_us), model.stream()
-        covered, sample = Coverage(model.max_gap_us), DriftSample(len(model.contract.tags))
-        return cls(model_key(model), model.contract.fingerprint(), order, stream, Trackers(model), covered, sample)
+        members = {name: Member.new(model) for name, model in models.loaded.items()}
+        made = cls(models.contract.fingerprint(), Order(lateness_us, models.max_gap_us), members)
+        made.shadow = None if challenger is None else Member.new(challenger)
+        return made
 
-    def with_model(self, model: AnomalyModel) -> None:
-        """Score with ``model`` from here on: its windows begin anew, what came and was answered stays known.
+    def with_models(self, models: WatchModels) -> None:
+        """Score with ``models`` from here on: windows begin anew where a model is another one; what came stays known.
 
-        Raises UsageError E2001 for a model of other sensors or another period.
+        Raises UsageError E2001 for models of other sensors or another period.
         """
-        self._check_contract(model.contract.fingerprint())
-        self.model, self.stream, self.trackers = model_key(model), model.stream(), Trackers(model)
-        self.covered, self.told = Coverage(model.max_gap_us), []
-        self.sample, self.alerts = DriftSample(len(model.contract.tags)), 0
+        self._check_contract(models.contract.fingerprint())
+        before, self.members = self.members, {}
+        for name, model in models.loaded.items():
+            known = before.get(name)
+            self.members[name] = known if known is not None and known.key == model_key(model) else Member.new(model)
 
     def _check_contract(self, fingerprint: str) -> None:
         if fingerprint != self.contract:
@@ -240,67 +237,76 @@ class WatchState:
     def save(self, path: Path) -> None:
         """Write all of it to ``path`` in one rename; raises Unavailable E5002 where the disk is full or read-only."""
         plain: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN} | {"format": _FORMAT}
-        plain["told"] = [asdict(e) for e in self.told]
         plain["unrecorded"] = [[asdict(b), [asdict(e) for e in own]] for b, own in self.unrecorded]
-        plain["covered"] = self.covered.spans
-        arrays = Arrays()
-        for name in _HELD:
-            plain[name], own = getattr(self, name).to_state()
-            arrays |= {f"{name}/{key}": array for key, array in own.items()}
+        plain["outages"] = self.outages.to_state()
+        plain["order"], held = self.order.to_state()
+        arrays = {f"order/{key}": array for key, array in held.items()}
+        members = list(self.members.items()) + ([(SHADOW, self.shadow)] if self.shadow is not None else [])
+        plain["members"] = []
+        for number, (name, member) in enumerate(members):
+            own, held = member.to_state()
+            plain["members"].append({**own, "name": name})
+            arrays |= {f"{number}/{key}": array for key, array in held.items()}
         arrays["settings"] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
         with atomic_path(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **arrays)
 
     @classmethod
-    def load(cls, path: Path, model: AnomalyModel, lateness_us: int) -> WatchState:
+    def load(
+        cls, path: Path, models: WatchModels, lateness_us: int, challenger: AnomalyModel | None = None
+    ) -> WatchState:
         """What ``save`` wrote, or nothing seen yet where there is no such file.
 
         A state of another model keeps what came and begins the windows anew. Raises InputRefused E3006 for a damaged file.
         """
         if not path.exists():
-            return cls.new(model, lateness_us)
+            return cls.new(models, lateness_us, challenger)
         try:
             with np.load(path, allow_pickle=False) as held:
                 arrays = {name: held[name] for name in held.files}
             plain = json.loads(arrays.pop("settings").tobytes())
+            if plain["format"] == 1:
+                plain, arrays = _from_first(plain, arrays)
             if plain["format"] != _FORMAT:
                 raise ValueError(f"format: expected {_FORMAT}, got {plain['format']}")
-            return cls._from_parts(plain, arrays, model, lateness_us)
+            return cls._from_parts(plain, arrays, models, lateness_us, challenger)
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             hint = "move it away: the watch then begins anew, and the ledger answers repeated rows once"
             raise InputRefused(Fault("E3006", "the state of a watch", error, hint, str(path))) from error
 
     @classmethod
-    def _from_parts(cls, plain: dict[str, Any], arrays: Arrays, model: AnomalyModel, lateness_us: int) -> WatchState:
-        def own(name: str) -> Arrays:
-            return {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{name}/")}
-
-        made = cls.new(model, lateness_us)
+    def _from_parts(
+        cls, plain: dict[str, Any], arrays: Arrays, models: WatchModels, lateness_us: int,
+        challenger: AnomalyModel | None,
+    ) -> WatchState:  # fmt: skip
+        made = cls.new(models, lateness_us, challenger)
         made._check_contract(plain["contract"])
-        made.order = Order.from_state(lateness_us, model.max_gap_us, plain["order"], own("order"))
-        if plain["model"] == made.model:
-            made.stream = StreamScorer.from_state(model, plain["stream"], own("stream"))
-            made.trackers = Trackers.from_state(model, plain["trackers"], own("trackers"))
-            made.sample, made.alerts = DriftSample.from_state(plain["sample"], own("sample")), plain["alerts"]
-            made.covered.spans = {asset: [(a, b) for a, b in s] for asset, s in plain["covered"].items()}
-            made.told = [episode_from(e) for e in plain["told"]]
-        made.name, made.sequence, made.rows, made.files = (
-            plain["name"],
-            plain["sequence"],
-            plain["rows"],
-            plain["files"],
-        )
+        made.order = Order.from_state(lateness_us, models.max_gap_us, plain["order"], below(arrays, "order"))
+        for number, own in enumerate(plain["members"]):
+            name, held = own["name"], below(arrays, str(number))
+            if name == SHADOW:
+                made.shadow = None if challenger is None else Member.from_state(challenger, own, held)
+            elif name in models.loaded:
+                made.members[name] = Member.from_state(models.loaded[name], own, held)
+        made.outages = Outages.from_state(plain["outages"])
+        for key in _PLAIN:
+            setattr(made, key, plain[key])
         made.unrecorded = [(BatchRecord(**b), [episode_from(e) for e in own_]) for b, own_ in plain["unrecorded"]]
         return made
 
 
-_PLAIN = ("model", "contract", "sequence", "rows", "alerts", "files", "name")
-_HELD = ("order", "stream", "trackers", "sample")
+_PLAIN = ("contract", "sequence", "rows", "files", "name")
+#: The member that raises no alerts.
+SHADOW = "@shadow"
 
 
-def model_key(model: AnomalyModel) -> str:
-    """What the ledger calls a model: its digest, or its contract's where it was never bundled."""
-    return model.digest or model.contract.fingerprint()
+def _from_first(plain: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+    """A state as it was before a watch could have many models."""
+    member = {name: plain[name] for name in ("stream", "trackers", "sample", "alerts", "covered", "told")}
+    member |= {"name": "", "key": plain["model"]}
+    kept = {k if k.startswith("order/") else f"0/{k}": v for k, v in arrays.items()}
+    more = {"format": _FORMAT, "members": [member], "outages": Outages().to_state()}
+    return {**plain, **more}, kept
 
 
 def _by_asset(chunk: LogChunk) -> Iterator[tuple[str, LogChunk]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.page import KINDS, Taken, _table
+from benchmarks.page import KINDS, Taken, _table, _weight
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,15 +22,23 @@ def test_the_goal_is_that_of_the_size_and_the_verdict_that_of_the_99th_percentil
     slowest: float, alerts: int, verdict: str
 ) -> None:
     taken = Taken({kind: [1.0] * 90 + [slowest] * 10 for kind in KINDS})
-    rows = list(_table(alerts, taken, 4.0, 99.0))
+    rows = list(_table(alerts, 0.0, taken, 4.0, 0.03))
     assert all(row.endswith(f"| {slowest:.0f} ms | {verdict} |") for row in rows[: len(KINDS)])
-    assert rows[len(KINDS)].endswith("| 0 | 0 | holds |") and rows[-1].endswith("| 10.0 ms | – |")
+    assert rows[len(KINDS)].endswith("| 0 | 0 | holds |") and rows[-2].endswith("| 10.0 ms | – |")
+    assert rows[-1].endswith("| 3% | – |")
+
+
+def test_users_who_pause_are_shown_and_not_judged() -> None:
+    rows = list(_table(100_000, 1.0, Taken({kind: [900.0] for kind in KINDS}), 4.0, 0.0))
+    assert all("1 s pause" in row for row in rows)
+    assert all(row.endswith("| – | 900 ms | – |") for row in rows[: len(KINDS)])
 
 
 def test_one_fault_and_a_heavy_page_miss_their_goals() -> None:
     taken = Taken({kind: [1.0] for kind in KINDS}, ["list: / gave 500"])
-    rows = list(_table(100_000, taken, 1.0, 250.0))
-    assert rows[-3].endswith("| 0 | 1 | MISSED |") and rows[-2].endswith("| 250 kB | MISSED |")
+    rows = list(_table(100_000, 1.0, taken, 1.0, 0.0))
+    assert rows[-3].endswith("| 0 | 1 | MISSED |")
+    assert _weight(100_000, 250.0).endswith("| 250 kB | MISSED |") and _weight(100_000, 249.0).endswith("| holds |")
 
 
 @pytest.mark.bench

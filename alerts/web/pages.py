@@ -63,7 +63,7 @@ def alert_list(request: Request, visitor: Viewer) -> Response:
     own, query = services(request), request.query_params
     own.tick()
     wanted = asked(query)
-    page = own.store.page(wanted.filters, query.get("after") or None, PAGE)
+    page = queries.lines(own.database, wanted.filters, query.get("after") or None, PAGE)
     values: dict[str, Any] = {
         "page": page,
         "asked": wanted,
@@ -86,7 +86,10 @@ def _around(own: Services) -> dict[str, Any]:
 @router.get("/alerts/{id:int}")
 def one_alert(request: Request, visitor: Viewer, id: Number) -> Response:
     """One alert: why, what is known of it, what was done."""
-    return show_alert(request, visitor, found(services(request), id))
+    own = services(request)
+    own.tick()
+    with own.database.view():  # one transaction for all that the page asks for
+        return show_alert(request, visitor, found(own, id))
 
 
 @router.get("/alerts/{id:int}/trend.json")
@@ -182,7 +185,7 @@ def _refused(
 ) -> Response:  # fmt: skip
     """The list again, with what could not be changed and why."""
     own = services(request)
-    page = own.store.page(wanted.filters, None, PAGE)
+    page = queries.lines(own.database, wanted.filters, None, PAGE)
     told = [(o.id, o.error.faults[0]) for o in refused if o.error is not None]
     status = 409 if any(isinstance(o.error, Conflict) for o in refused) else 400
     outcome = {"changed": len(done) - len(told), "refused": told}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,6 +46,30 @@ class Light:
 
 
 _LIGHT = tuple(tables.alerts.c[name] for name in Light.__dataclass_fields__)
+
+
+#: What a line of the list shows of an alert.
+LINE = tuple(
+    tables.alerts.c[name]
+    for name in ("id", "version", "asset", "cause", "top_tags", "start_us", "end_us", "peak_score", "rows", "state", "verdict",
+                 "priority", "kind", "reopened", "assignee")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A page of the list: rows of ``LINE``, and the cursor of the next page (None: no more)."""
+
+    alerts: tuple[sa.Row[Any], ...]
+    next: str | None
+
+
+def lines(database: Database, filters: Filters, after: str | None, size: int) -> Lines:
+    """What ``AlertStore.page`` gives, as rows of the few columns that the list shows. Raises UsageError E2001 as it does."""
+    wanted = PageQueries(filters, size, Cursor.read(after) if after else None, LINE)
+    with database.reading() as connection:
+        found, following = ([], None) if connection is None else wanted.read(connection)
+    return Lines(tuple(found), following)
 
 
 def light_alerts(database: Database, since_us: int, until_us: int, asset: str | None = None) -> list[Alert]:
@@ -98,13 +123,6 @@ def last_answered(services: Services) -> dict[str, int]:
     return services.remembered("answered", 10.0, services.planning.last_answered)
 
 
-@dataclass(frozen=True)
-class _Tagged:
-    """As much of an alert as likeness needs."""
-
-    top_tags: tuple[tuple[str, float], ...]
-
-
 def similar_past(services: Services, alert: Alert, most: int = 5, least: float = 0.3) -> list[tuple[float, Alert]]:
     """Earlier alerts of the asset whose top tags are alike, the most alike first, with how alike they are (0 to 1).
 
@@ -112,21 +130,50 @@ def similar_past(services: Services, alert: Alert, most: int = 5, least: float =
     """
     if not alert.top_tags:
         return []
-    own = tables.alerts.c
-    before = PageQueries(
-        Filters(asset=alert.asset), 200, Cursor(alert.start_us, alert.id), (own.id, own.start_us, own.top_tags)
-    )
+    values = {"asset": alert.asset, "before_us": alert.start_us, "before_id": alert.id, "of_kind": alert.kind}
     with services.database.reading() as connection:
         if connection is None:
             return []
-        rated = []  # of 200 alerts only the tags are read, and only the few that are alike become alerts
-        for row in connection.execute(before.statements()[0].where(own.kind + "" == alert.kind)):
-            tags = tuple((str(tag), float(share)) for tag, share in json.loads(row.top_tags))
-            rated.append((grouping.alike(alert, cast("Alert", _Tagged(tags))), row.start_us, row.id))
-        best = sorted((r for r in rated if r[0] >= least), reverse=True)[:most]
-        wanted = sa.select(tables.alerts).where(own.id.in_([id for *_, id in best]))
-        others = {row.id: alert_of(row) for row in connection.execute(wanted)}
+        likeness: dict[str, float] = {}  # many share their tags: each text is read and rated once
+        rated = []
+        for id, start_us, text in connection.execute(_BEFORE, values):
+            if text not in likeness:
+                likeness[text] = grouping.alike(alert, cast("Alert", _tagged(text)))
+            if likeness[text] >= least:
+                rated.append((likeness[text], start_us, id))
+        best = sorted(rated, reverse=True)[:most]
+        ids = {"ids": [id for *_, id in best]}
+        others = {row.id: alert_of(row) for row in connection.execute(_CHOSEN, ids)} if best else {}
     return [(rate, others[id]) for rate, _, id in best]
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    """As much of an alert as likeness needs."""
+
+    top_tags: tuple[tuple[str, float], ...]
+
+
+@lru_cache(maxsize=10_000)
+def _tagged(text: str) -> _Tagged:
+    return _Tagged(tuple((str(tag), float(share)) for tag, share in json.loads(text)))
+
+
+def _before() -> sa.Select[Any]:
+    own = tables.alerts.c
+    end = sa.tuple_(sa.bindparam("before_us", type_=sa.BigInteger), sa.bindparam("before_id", type_=sa.BigInteger))
+    query = sa.select(own.id, own.start_us, own.top_tags).where(
+        own.asset == sa.bindparam("asset"),
+        sa.tuple_(own.start_us, own.id) < end,
+        own.kind + "" == sa.bindparam("of_kind"),
+    )
+    return query.order_by(own.start_us.desc(), own.id.desc()).limit(200)
+
+
+#: Statements of the page of an alert: made once, since making one costs more than running it.
+_BEFORE = _before()
+_CHOSEN = sa.select(tables.alerts).where(tables.alerts.c.id.in_(sa.bindparam("ids", expanding=True)))
+_EXCERPT = sa.select(tables.alerts.c.excerpt).where(tables.alerts.c.id == sa.bindparam("of"))
 
 
 def recent_events(database: Database, since_us: int, most: int = 200) -> list[tuple[AlertEvent, str]]:
@@ -151,9 +198,8 @@ def _event(row: sa.Row[Any]) -> AlertEvent:
 def excerpt(database: Database, alert: Alert) -> dict[str, Any]:
     """The window behind the peak: ``time`` (s since 1970, UTC) of its points, and of each of ``tags`` its ``tag``, ``actual`` and
     ``expected`` values, ``low`` and ``high``. Both are empty where none was kept."""
-    query = sa.select(tables.alerts.c.excerpt).where(tables.alerts.c.id == alert.id)
     with database.reading() as connection:
-        text = None if connection is None else connection.execute(query).scalar()
+        text = None if connection is None else connection.execute(_EXCERPT, {"of": alert.id}).scalar()
     if not text:
         return {"time": [], "tags": []}
     told = json.loads(text)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from sqlalchemy import Row
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -87,7 +91,7 @@ def environment() -> Environment:
     """The one template environment: everything is escaped, an unknown name is an error."""
     made = Environment(
         loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, auto_reload=False, cache_size=-1,
     )  # fmt: skip
     made.filters |= {
         "moment": moment,
@@ -106,8 +110,28 @@ def environment() -> Environment:
         "VERDICTS": VERDICTS,
         "KIND_WORDS": KIND_WORDS,
         "static": static_address,
+        "lines": lines,
     }
     return made
+
+
+def lines(alerts: Sequence[Row[Any]], can_change: bool) -> Markup:
+    """The lines of the list for rows with the columns of ``queries.LINE``. Each follows from these columns alone: so those made
+    last are kept, and an alert that changed is another row."""
+    names = alerts[0]._fields if alerts else ()
+    return Markup("").join(_line(names, tuple(alert), can_change) for alert in alerts)
+
+
+@lru_cache(maxsize=10_000)
+def _line(names: tuple[str, ...], values: tuple[Any, ...], can_change: bool) -> Markup:
+    told = dict(zip(names, values, strict=True))
+    told["top_tags"] = json.loads(told["top_tags"])
+    return Markup(_line_macro()(SimpleNamespace(**told), can_change))  # noqa: S704 - escaped by the macro
+
+
+@cache
+def _line_macro() -> Any:
+    return environment().get_template("parts/line.html").module.line  # type: ignore[attr-defined]
 
 
 def render(

@@ -50,6 +50,7 @@ class Services:
         clock: Clock = clock_us,
         users: Users | None = None,
     ) -> None:
+        database.keep_connections()
         self.database, self.settings, self.clock = database, settings or WebSettings(), clock
         self.store, self.workflow = AlertStore(database), Workflow(database, clock)
         self.planning, self.users = Planning(database, clock), users or Users(database, clock)
@@ -57,6 +58,7 @@ class Services:
         self.local_token = secrets.token_urlsafe(32)
         self._kept: dict[object, tuple[float, Any]] = {}
         self._locks: dict[object, threading.Lock] = {}
+        self._changes = 0
 
     def remembered(self, key: object, seconds: float, make: Callable[[], T]) -> T:
         """What ``make`` gave within the last ``seconds``, else what it gives now. For figures that many look at: while one
@@ -71,16 +73,19 @@ class Services:
             again = self._kept.get(key)
             if again is not None and again[0] > time.monotonic():
                 return cast("T", again[1])
+            changes = self._changes
             value = make()
             if len(self._kept) > 500:
                 self._kept.clear()
-            self._kept[key] = (time.monotonic() + seconds, value)
+            if changes == self._changes or key not in _OF_STATES:  # else it may be from before what a person just did
+                self._kept[key] = (time.monotonic() + seconds, value)
             return value
         finally:
             lock.release()
 
     def forget(self) -> None:
         """After a change: nobody is shown counts by state from before it. Loads and figures may be some seconds old."""
+        self._changes += 1
         for key in _OF_STATES:
             self._kept.pop(key, None)
 

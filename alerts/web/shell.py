@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alerts.web.access import SAFE, same_origin
 from alerts.web.services import WebSettings
+from alerts.web.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-NO_STORE = "no-store"
+_WANTED = [(name.encode(), value.encode()) for name, value in (HEADERS | {"cache-control": "no-store"}).items()]
 #: Seconds that the next piece of a request may take.
 SLOWEST_S = 20.0
 #: Names under which one person's own machine is reached; any other may be another site's name for it (DNS rebinding).
@@ -41,18 +42,19 @@ class Shell:
     """ASGI middleware: refuses foreign hosts (local mode), foreign origins and large bodies; adds headers; hides tracebacks."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings) -> None:
-        self.app, self.settings = app, settings
+        self.app, self.settings, self._turns = app, settings, Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
+        started, end_turn = False, _nothing
 
         async def answered(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                end_turn()  # the page is made; how fast somebody takes it is no concern of the next one
                 message["headers"] = _with_headers(message["headers"])
             await send(message)
 
@@ -60,6 +62,8 @@ class Shell:
         if refused is not None:
             await refused(scope, receive, answered)
             return
+        if _is_page(scope):
+            end_turn = await self._turns.take()
         try:
             await self.app(scope, _limited(receive, self.settings.largest_body), answered)
         except Exception:
@@ -69,6 +73,8 @@ class Shell:
                 raise
             words = f"Something went wrong on our side. The log has the details under id {number}.\n"
             await _plain(scope, 500, words)(scope, receive, answered)
+        finally:
+            end_turn()
 
     def _refused(self, scope: Scope) -> Response | None:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
@@ -88,11 +94,19 @@ def _name(host: str) -> str:
     return (head if colon and port.isdecimal() else host).lower()
 
 
+def _nothing() -> None:
+    """Ends no turn."""
+
+
+def _is_page(scope: Scope) -> bool:
+    """The list or an alert: what many ask for at once and what is quick to make."""
+    return scope["method"] == "GET" and (scope["path"] == "/" or str(scope["path"]).startswith("/alerts/"))
+
+
 def _with_headers(given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """A header of ours unless the answer has its own."""
     held = {name.lower() for name, _ in given}
-    wanted = HEADERS | {"cache-control": NO_STORE}
-    return [*given, *((k.encode(), v.encode()) for k, v in wanted.items() if k.encode() not in held)]
+    return [*given, *(pair for pair in _WANTED if pair[0] not in held)]
 
 
 def _limited(receive: Receive, most: int) -> Receive:

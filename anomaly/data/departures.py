@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 #: Prepared values are counted in these steps: whole numbers add up to the same sum wherever a log is cut.
 _STEPS = 1 << 20
 _FARTHEST = float(1 << 30)
+#: Values of a piece that stays in the cache; sums of whole numbers are the same wherever they begin.
+_PIECE = 1 << 16
 
 
 def departures(
@@ -29,9 +31,24 @@ def departures(
     """
     if trail < 1:
         raise ValueError(f"trail: expected at least 1 row, got {trail}")
-    n, ahead = len(levels), 0 if before is None else len(before)
+    ahead = 0 if before is None else len(before)
     rows = levels if before is None else np.concatenate((before, levels))
     use = np.ones(len(rows), dtype=bool) if counted is None else counted
+    found = np.empty(levels.shape, np.float32)
+    piece = max(_PIECE // max(rows.shape[1], 1), trail)
+    for low in range(0, len(levels), piece):
+        high = min(low + piece, len(levels))
+        seen = slice(max(ahead + low - trail, 0), ahead + high)
+        found[low:high] = _departures(rows[seen], use[seen], since_start[low:high], trail)
+    return found
+
+
+def _departures(
+    rows: NDArray[np.float32], use: NDArray[np.bool_], since_start: NDArray[np.int64], trail: int
+) -> NDArray[np.float64]:
+    """Those of the last ``len(since_start)`` of ``rows``."""
+    n = len(since_start)
+    ahead, levels = len(rows) - n, rows[len(rows) - n :]
     whole = np.rint(np.clip(rows, -_FARTHEST, _FARTHEST).astype(np.float64) * _STEPS).astype(np.int64)
     total = np.concatenate((np.zeros((1, rows.shape[1]), np.int64), np.cumsum(whole * use[:, None], axis=0)))
     number = np.concatenate(([0], np.cumsum(use)))
@@ -40,4 +57,4 @@ def departures(
     count = number[at] - number[first]
     summed = (total[at] - total[first]).astype(np.float64)
     mean = summed / (np.maximum(count, 1)[:, None] * _STEPS)
-    return np.where(count[:, None] > 0, levels - mean, 0.0).astype(np.float32)
+    return np.where(count[:, None] > 0, levels - mean, 0.0)

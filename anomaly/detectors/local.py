@@ -6,15 +6,32 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
 from numpy.typing import NDArray
 
 from anomaly.data.scaling import compressed
 from anomaly.detectors.base import Detector, Encoded, shared_out
-from anomaly.detectors.reconstruction import recency_weights, sensor_shares
+from anomaly.detectors.reconstruction import recency_weights
 
 OVER = ("max", "mean")
 #: Departures below this, in deviations of a tag's level, are rounding.
 _STILL = 1e-9
+#: Where ``compressed`` begins to bend.
+_LINEAR = 4.0
+
+
+def shared_rows(windows: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The rows ``(B + T - 1, C)`` that windows ``(B, T, C)`` are views of, one further on each; None where they are not.
+
+    >>> rows = np.arange(4.0)[:, None]
+    >>> windows = sliding_window_view(rows, 2, axis=0).swapaxes(1, 2)
+    >>> shared_rows(windows).ravel().tolist(), shared_rows(windows.copy()) is None
+    ([0.0, 1.0, 2.0, 3.0], True)
+    """
+    count, length, width = windows.shape
+    if not count or windows.strides[0] != windows.strides[1]:
+        return None
+    return as_strided(windows, (count + length - 1, width), windows.strides[1:], writeable=False)
 
 
 class LocalDetector(Detector):
@@ -58,9 +75,27 @@ class LocalDetector(Detector):
 
     def shares(self, block: Encoded) -> NDArray[np.float64]:
         """The score, shared out by the weighted squared departures of the tags."""
-        scaled = compressed(self._needed(block) / self.scale_)
-        own = sensor_shares(scaled, recency_weights(scaled.shape[1], self.half_life))
+        windows = block.needed(self.needs)
+        rows = shared_rows(windows)
+        # Neighbouring windows are views of the same rows: what is done to a row is done once.
+        squares = self._squares(self._checked(block, windows if rows is None else rows))
+        if rows is not None:
+            squares = sliding_window_view(squares, windows.shape[1], axis=0).swapaxes(1, 2)
+        own = np.zeros((len(windows), windows.shape[2]))
+        for at, weight in enumerate(recency_weights(windows.shape[1], self.half_life) / windows.shape[2]):
+            own += weight * squares[:, at]
         return own if self.over == "mean" else shared_out(own.max(axis=1) * own.shape[1], own)
+
+    def _checked(self, block: Encoded, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values if np.isfinite(values).all() else self._needed(block)  # says which window is not
+
+    def _squares(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Squared departures in their scale, shaped as ``values``."""
+        scaled = values / self.scale_
+        far = np.abs(scaled) > _LINEAR
+        if far.any():  # few are, and a logarithm is dear
+            scaled[far] = compressed(scaled[far])
+        return np.square(scaled, dtype=np.float64)
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {"trail": self.trail, "half_life": self.half_life, "over": self.over}, {"scale": self.scale_}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.compiled import ranking
+from anomaly.detectors.bounds import Bounds, bounds_of, nearest_within
 from anomaly.parallel import at_once, cores
 
 #: Bytes of one tile of products: near to a cache, far below what a machine could hold.
@@ -76,22 +77,26 @@ def _partitioned(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
 class RankedBank(NamedTuple):
     """What ranks a bank ``(m, d)`` by one product: its ``centre (d,)`` and a table ``(d + 1, m')``, m' whole groups.
 
-    Columns beyond m are infinitely far.
+    Columns beyond m are infinitely far. ``bounds`` spare most of that product, where the bank's rows lie near a plane.
     """
 
     centre: NDArray[np.float32]
     table: NDArray[np.float32]
+    bounds: Bounds | None = None
 
 
-def ranked_bank(bank: NDArray[np.float32]) -> RankedBank:
-    """|b|² − 2 p·b ranks the rows b of a bank as their distances to p do; rows are taken about their centre."""
+def ranked_bank(bank: NDArray[np.float32], bounded: bool = True) -> RankedBank:
+    """|b|² − 2 p·b ranks the rows b of a bank as their distances to p do; rows are taken about their centre.
+
+    ``bounded``: look for bounds too, which costs as much as a search of some hundred rows.
+    """
     centre = bank.mean(axis=0, dtype=np.float64).astype(bank.dtype)
     near = bank - centre
     table = np.zeros((bank.shape[1] + 1, -(-len(bank) // _GROUP) * _GROUP), bank.dtype)
     table[:-1, : len(bank)] = -2 * near.T
     table[-1] = np.inf
     table[-1, : len(bank)] = np.einsum("md,md->m", near, near)
-    return RankedBank(centre, table)
+    return RankedBank(centre, table, bounds_of(bank, table.shape[1]) if bounded else None)
 
 
 def nearest_in_bank(
@@ -119,7 +124,7 @@ def nearest_in_bank(
         raise ValueError(f"points: expected the {len(bank)} rows of the bank to leave out self, got {len(points)}")
     kept = min(k, len(bank) - leave_out_self)
     nothing = np.empty((len(points), kept)), np.empty((len(points), kept), np.int64)
-    search = _Search(points, bank, ranked or ranked_bank(bank), leave_out_self, *nothing)
+    search = _Search(points, bank, ranked or ranked_bank(bank, bounded=False), leave_out_self, *nothing)
     at_once(search.share, search.slices(0, len(points), max(-(-len(points) // cores()), _LEAST_SHARE)))
     return search.distances, search.positions
 
@@ -151,6 +156,21 @@ class _Search(NamedTuple):
         return min(self.distances.shape[1] + self.leave_out_self + _SPARE, len(self.bank))
 
     def _tile(self, part: slice) -> None:
+        bounds = self.ranked.bounds
+        if bounds is None or self.leave_out_self or self.points.dtype != np.float32:
+            self._every(part)
+            return
+        own, table = self.points[part], bounds.table
+        products = _scratch(len(own), table.shape[1], own.dtype)
+        left = nearest_within(bounds, own, self.bank, products, self.distances[part], self.positions[part])
+        if len(left):
+            rest = self._replace(
+                points=own[left], distances=self.distances[part][left], positions=self.positions[part][left]
+            )
+            rest._every(slice(0, len(left)))
+            self.distances[part][left], self.positions[part][left] = rest.distances, rest.positions
+
+    def _every(self, part: slice) -> None:
         own, bank = self.points[part], self.bank
         rows = np.concatenate((own - self.ranked.centre, np.ones((len(own), 1), own.dtype)), axis=1)
         table = self.ranked.table

@@ -10,6 +10,7 @@ from postgres import PathsAsDatabases, Server, database_of_kind, on_both, server
 
 #: Modules that touch no database.
 WITHOUT = {
+    "test_apprise_targets": "sends to servers of its own",
     "test_episodes": "rules on scores",
     "test_postgres_alerts": "takes its databases from the server itself",
 }
@@ -39,6 +40,14 @@ SQLITE_ONLY = (
             "test_no_room_for_the_file_is_unavailable",
             "test_reading_a_database_that_is_not_there_makes_no_file",
             "test_other_urls_are_refused",
+            "test_a_connection_serves_many_transactions_and_sees_what_others_write",
+            "test_a_file_that_was_replaced_is_read_anew",
+            "test_a_file_that_was_written_over_is_told",
+            "test_another_schema_is_refused_though_the_connection_is_kept",
+            "test_what_is_left_behind_when_a_service_ends_is_the_file_alone",
+            "test_a_view_of_no_database_reads_nothing",
+            "test_a_note_waits_for_no_other_writer",
+            "test_after_a_note_the_connection_is_durable_again",
         ),
         "opens, fills or looks at the file",
     )

@@ -72,6 +72,36 @@ def test_walking_the_pages_gives_every_alert_once(full: AlertStore, filters: Fil
     assert [(a.start_us, a.id) for a in first.alerts] == wanted[:7]
 
 
+@pytest.mark.parametrize(("filters", "keep"), FILTERS, ids=range(len(FILTERS)))
+def test_the_one_statement_of_a_page_gives_the_same_pages(full: AlertStore, filters: Filters, keep: object) -> None:
+    after: str | None = None
+    for _ in range(3):  # the second page and the third are asked for with the statement kept from the one before
+        page = full.page(filters, after, 60)
+        wanted = PageQueries(filters, 60, Cursor.read(after) if after else None)
+        with full.database.reading() as connection:
+            assert connection is not None
+            rows, following = wanted.read(connection)
+        assert ([row.id for row in rows], following) == ([a.id for a in page.alerts], page.next)
+        after = following
+        if after is None:
+            break
+
+
+def test_a_search_that_rests_carries_on_from_where_it_was(full: AlertStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alerts.listing.MOST_SEARCHED", 6000)
+    found: list[int] = []
+    after, pages = None, 0
+    while pages == 0 or after is not None:
+        wanted = PageQueries(Filters(text="tag 96"), 500, Cursor.read(after) if after else None)
+        with full.database.reading() as connection:
+            assert connection is not None
+            rows, after = wanted.read(connection)
+        found += [row.id for row in rows]
+        pages += 1
+    assert pages == 4
+    assert found == [a.id for a in full.alerts(limit=None) if a.top_tags[0][0] == "Tag 96"]
+
+
 def test_alerts_that_come_while_somebody_reads_shift_nothing(tmp_path: Path) -> None:
     store = AlertStore(tmp_path / "a.db")
     put(store.database, spaced(10))

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 from command_line import FLAGS, Press, anomaly, write_log
+from family import FAMILY_FLAGS, Trained, plant_log
+from processes import run_apart
 from small_plant import small_frame
+
+from pipelines import train_assets
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +58,30 @@ def press_registry(press: Press, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("ANOMALY_DB_URL", str(tmp_path / "alerts.db"))
     return press
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Iterator[Trained]:
+    folder = tmp_path_factory.mktemp("family")
+    home, frame = folder / "home", plant_log()
+    home.mkdir()
+    shutil.copyfile(mlflow_tables, home / "mlflow.db")
+    log = write_log(frame, folder / "log.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALY_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("ANOMALY_DB_URL", raising=False)
+        args = ("train", log, *FAMILY_FLAGS, "--per", "asset", "--json")
+        killed, _ = run_apart(folder, *args, killpoint="train_assets.after_model")
+        patch.setattr(train_assets, "PER_PROCESS", 2)  # three are left: they are trained in processes of their own
+        done = anomaly(*args)
+    yield Trained(home, log, frame, killed, done)
+
+
+@pytest.fixture
+def family(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """The family's registry as state, with an alert database of the test's own."""
+    monkeypatch.setenv("ANOMALY_HOME", str(trained.home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("ANOMALY_DB_URL", str(tmp_path / "alerts.db"))
+    return trained

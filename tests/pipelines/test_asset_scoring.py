@@ -124,7 +124,8 @@ def test_a_tag_silent_beyond_what_comes_along_is_noticed(use: Use) -> None:
     frame.loc[100:1200, "tag4"] = np.nan
     chunk = chunk_from_frame(frame, model.contract)
     job = job_of(chunk, model, 100)
-    tables = stretches(chunk, replace(job, overlap_us=overlap_rows(model) * 60_000_000))
+    short = replace(job.scorer("A"), overlap_us=overlap_rows(model) * 60_000_000)
+    tables = stretches(chunk, replace(job, scorers={"A": short}))
     assert len(tables) == 1 or job.cuts["A"].pieces == len(tables)
     half = replace(job, cuts={"A": replace(job.cuts["A"], length_us=600 * 60_000_000, pieces=2)})
     first, second = stretches(chunk, half)

@@ -210,3 +210,15 @@ def test_the_log_itself_is_no_place_for_the_scores(press: Press, home: Path, tmp
     assert done.status == 2
     assert "E2003" in done.err
     assert files_under(tmp_path) == before
+
+
+def test_an_asset_that_cannot_be_scored_is_one_alert_with_its_cause(press: Press, home: Path, tmp_path: Path) -> None:
+    frame = press.frame[:500].copy()
+    frame.loc[300:380, "tag2"] = np.nan
+    log = write_log(frame, tmp_path / "a.csv")
+    for _ in range(2):
+        assert anomaly("score", log, "--model", press.bundle, "--out", tmp_path / "s.parquet").status == 0
+    kinds = [
+        (a.kind, a.top_tags[0][0] if a.top_tags else "") for a in AlertStore(home / "alerts.db").alerts(limit=None)
+    ]
+    assert [k for k in kinds if k[0] == "unscorable"] == [("unscorable", "tag2")], kinds

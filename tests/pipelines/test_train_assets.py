@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import SHORT, Outcome, anomaly, write_log
+from command_line import SHORT, anomaly, write_log
+from family import FAMILY_FLAGS as FLAGS
+from family import Trained
 from processes import run_apart
 from small_plant import chunk_of, contract_of, small_frame
 
@@ -28,59 +28,6 @@ from registry import families
 from registry.bundle import load_bundle
 from registry.catalogue import resolve
 from registry.families import find_family, member_name
-
-FLAGS = (*SHORT, "--asset", "asset", "--encoder", "features", "--name", "plant")
-
-
-def plant_log() -> pd.DataFrame:
-    """Rows of four assets, mixed by time: two as usual, one of too few rows, one without a normal row."""
-    frames = []
-    for seed, (asset, rows) in enumerate({"P-1": 900, "line 2/P:2": 800, "short": 4, "tagged": 300}.items()):
-        frame = small_frame(1000, seed=seed).head(rows).assign(asset=asset)
-        frames.append(frame.assign(label=1) if asset == "tagged" else frame)
-    return pd.concat(frames).sort_values("time", kind="stable", ignore_index=True)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A family that was trained by a run that was killed after its first model, and by the next one."""
-
-    home: Path
-    log: Path
-    frame: pd.DataFrame
-    killed: int
-    done: Outcome
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return dict(json.loads(self.done.out))
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Iterator[Trained]:
-    folder = tmp_path_factory.mktemp("family")
-    home, frame = folder / "home", plant_log()
-    home.mkdir()
-    shutil.copyfile(mlflow_tables, home / "mlflow.db")
-    log = write_log(frame, folder / "log.parquet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANOMALY_HOME", str(home))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("ANOMALY_DB_URL", raising=False)
-        args = ("train", log, *FLAGS, "--per", "asset", "--json")
-        killed, _ = run_apart(folder, *args, killpoint="train_assets.after_model")
-        patch.setattr(train_assets, "PER_PROCESS", 2)  # three are left: they are trained in processes of their own
-        done = anomaly(*args)
-    yield Trained(home, log, frame, killed, done)
-
-
-@pytest.fixture
-def family(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
-    """The family's registry as state, with an alert database of the test's own."""
-    monkeypatch.setenv("ANOMALY_HOME", str(trained.home))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("ANOMALY_DB_URL", str(tmp_path / "alerts.db"))
-    return trained
 
 
 def rows_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -110,7 +57,7 @@ def test_a_killed_run_goes_on_with_what_is_not_registered(trained: Trained) -> N
     outcomes = sorted(r["outcome"] for r in rows.values() if not r["code"])
     assert outcomes == ["registered before", "trained"]
     assert {r["version"] for r in rows.values() if not r["code"]} == {1}, "no model was made twice"
-    assert not list((trained.home / "work").iterdir())
+    assert not [p for p in (trained.home / "work").iterdir() if not p.name.startswith("watch-")]
 
 
 def test_the_same_command_again_trains_nothing(family: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,7 +25,11 @@ from anomaly.data.quality import QualityProfile
 from anomaly.fitting import Fitted
 from anomaly.model import AnomalyModel
 
-ASSETS = 8
+ASSETS = 5
+#: Two workers of one core each, as processes of their own.
+CLUSTER = "local-cluster[2,1,1024]"
+#: What a dead executor held is asked for a second long, not a quarter of a minute.
+SOON = "--conf spark.shuffle.io.retryWait=500ms --conf spark.shuffle.io.maxRetries=2"
 CLOCK = ("id", "first_batch", "created_at", "recorded_at")
 
 
@@ -76,8 +85,20 @@ def plant_frame() -> pd.DataFrame:
 def _light_java() -> Iterator[None]:
     """Short jobs: a Java that compiles little and collects on one thread leaves the cores to the work."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xshare:auto")
+        patch.setenv("PYSPARK_SUBMIT_ARGS", f"{SOON} pyspark-shell")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
         yield
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """One Spark cluster of two worker processes for all tests: what a command does there finds it and leaves it running."""
+    from pipelines.spark_session import session
+
+    with session(CLUSTER) as spark:
+        yield spark
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +126,52 @@ def plant(fitted: Fitted, frame: pd.DataFrame, tmp_path_factory: pytest.TempPath
     scores = scores.reset_index(drop=True)
     database = root / "alerts.db"
     return Plant(
-        model, root / "bundle", root / "log.parquet", root / "log", scores, alert_rows(database), ledger_of(database)
+        model,
+        root / "bundle",
+        root / "log.parquet",
+        root / "log",
+        scores,
+        alert_rows(database),
+        ledger_of(database),
     )
+
+
+def corrupted(plant: Plant, folder: Path) -> Path:
+    """A copy of the plant's folder in which a file of the asset P 3 is damaged."""
+    shutil.copytree(plant.folder, folder / "log")
+    broken = folder / "log" / "asset=P%203" / "part-1.parquet"
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 3 : len(content) // 2] = os.urandom(len(content) // 2 - len(content) // 3)
+    broken.write_bytes(content)
+    return folder / "log"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it said."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output."""
+        assert self.status == 0, self.err
+        return dict(json.loads(self.out))
+
+
+def anomaly(*args: object) -> Outcome:
+    """Run ``anomaly ARGS`` in this process, which holds the cluster."""
+    from pipelines.cli import main
+
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", ["anomaly", *map(str, args)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
 
 
 #: Scores of a log that is cut otherwise differ by rounding in the linear algebra of other block sizes.
@@ -114,25 +179,26 @@ CLOSE = {"rtol": 1e-6, "atol": 3e-6}
 
 
 def assert_same(plant: Plant, found: pd.DataFrame, database: Path) -> None:
-    """The same scores within rounding, and the same alert rows, as one process gave."""
+    """The same scores within rounding, and the same alert rows, as one process gave; those on sensors are among them."""
     wanted = plant.scores
+    assert {"anomaly", "gap", "no_data"} <= {row["kind"] for row in plant.alerts}
     for name in ("asset", "time", "outcome", "reason"):
         assert (found[name].to_numpy() == wanted[name].to_numpy()).all(), name
     one, two = found["anomaly_score"].to_numpy(np.float64), wanted["anomaly_score"].to_numpy(np.float64)
     np.testing.assert_allclose(one, two, **CLOSE, equal_nan=True)
     assert (found["outcome"] == "anomalous").any()
-    measured = ("peak_score", "top_tags", "reasons")
     rows = alert_rows(database)
     assert rows
-    assert [_without(row, measured) for row in rows] == [_without(row, measured) for row in plant.alerts]
+    assert [without_figures(row) for row in rows] == [without_figures(row) for row in plant.alerts]
     peaks, known = ([r["peak_score"] for r in some] for some in (rows, plant.alerts))
     np.testing.assert_allclose(peaks, known, **CLOSE)
     assert [_words(r) for r in rows] == [_words(r) for r in plant.alerts]
     assert ledger_of(database) == plant.ledger
 
 
-def _without(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if k not in names}
+def without_figures(row: dict[str, Any]) -> dict[str, Any]:
+    """An alert row without what is measured with rounding."""
+    return {k: v for k, v in row.items() if k not in ("peak_score", "top_tags", "reasons")}
 
 
 def _words(row: dict[str, Any]) -> list[str]:

@@ -4,102 +4,131 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from spark_conftest import ASSETS, Plant, assert_same
+from spark_conftest import ASSETS, CLUSTER, Plant, anomaly, assert_same, corrupted
 
 from alerts.store import AlertStore
+from anomaly.errors import UsageError
 from pipelines.spark import score_on_spark
 from pipelines.spark_commit import SparkScored
+from pipelines.spark_session import session
 
 pytestmark = [pytest.mark.spark, pytest.mark.filterwarnings("ignore:.*pandas.*:FutureWarning")]
 
-CLUSTER = "local-cluster[2,1,1024]"
-PROJECT = Path(__file__).resolve().parents[2]
 
-
-def run(plant: Plant, folder: Path, logs: list[Path], out: str = "scores.parquet", master: str = "local[2]",
-        rows: int = 500) -> SparkScored:  # fmt: skip
+def run(plant: Plant, folder: Path, logs: list[Path], out: str = "scores.parquet", rows: int = 700) -> SparkScored:
     """Score in this process as driver; stretches are short so that there are several of an asset."""
     return score_on_spark(
         logs, plant.model, plant.bundle, plant.model.settings.name, folder / out, str(folder / "alerts.db"),
-        master=master, stretch_rows=rows,
+        master=CLUSTER, stretch_rows=rows,
     )  # fmt: skip
 
 
-def test_a_folder_by_asset_on_two_threads_gives_the_scores_and_alerts_of_one_process(
-    plant: Plant, tmp_path: Path
+def scored(plant: Plant, folder: Path, *flags: object) -> tuple[int, dict[str, Any], str]:
+    """``anomaly score FOLDER --engine spark``: status, what it says as JSON, and its errors."""
+    done = anomaly("score", folder, "--engine", "spark", "--master", CLUSTER, "--json", "--model", plant.bundle, *flags)
+    return done.status, json.loads(done.out or "{}"), done.err
+
+
+@pytest.mark.usefixtures("home")
+def test_a_master_that_nobody_knows_is_a_usage_error(plant: Plant, tmp_path: Path) -> None:
+    """First of all: Java is started once, and it stays for the cluster."""
+    out = tmp_path / "s.parquet"
+    done = anomaly("score", plant.folder, "--engine", "spark", "--master", "cluster://nobody", "--model", plant.bundle,
+                   "--out", out)  # fmt: skip
+    assert done.status == 2, done.err
+    assert "cluster://nobody" in done.err
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(("java", "said"), [("", "no java on PATH"), ("/nowhere", "no java in JAVA_HOME=/nowhere")])
+def test_without_java_there_is_a_word_on_the_cure(
+    plant: Plant, tmp_path: Path, java: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run(plant, tmp_path, [plant.folder])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", java)
+    for command in ("score", "extract"):
+        done = anomaly(command, plant.folder, "--engine", "spark", "--model", plant.bundle, "--out", tmp_path / "out")
+        assert done.status == 2, done.err
+        assert said in done.err
+        assert "install Java 17 or 21" in done.err
+
+
+def test_a_cluster_of_two_loses_an_executor_and_says_what_one_process_says(
+    plant: Plant, cluster: Any, tmp_path: Path
+) -> None:
+    with killed_executor(cluster, tmp_path) as killed:
+        done = run(plant, tmp_path, [plant.folder])
+    assert killed.numbers
+    assert killed.failed
+    assert len(done.workers) >= 2
+    assert str(os.getpid()) not in {name.rpartition(":")[2] for name in done.workers}
     assert_same(plant, pd.read_parquet(tmp_path / "scores.parquet"), tmp_path / "alerts.db")
     assert done.stretches > ASSETS
     assert set(done.alone) == {"P 0"}
-    assert done.set_aside == {}
-    assert done.recorded
+    assert (done.set_aside, done.recorded) == ({}, True)
     assert not list(tmp_path.glob(".scores*"))
-    before = AlertStore(str(tmp_path / "alerts.db")).dump(), (tmp_path / "scores.parquet").read_bytes()
-    again = run(plant, tmp_path, [plant.folder])
-    assert not again.recorded
-    assert (AlertStore(str(tmp_path / "alerts.db")).dump(), (tmp_path / "scores.parquet").read_bytes()) == before
-
-
-def test_one_file_of_many_assets_into_a_folder_of_scores(plant: Plant, tmp_path: Path) -> None:
-    done = run(plant, tmp_path, [plant.log], "scores", rows=10**6)
-    assert done.alone == {}
-    assert done.stretches == ASSETS
-    files = sorted((tmp_path / "scores").glob("asset=*/scores.parquet"))
-    assert len(files) == ASSETS
-    found = pd.concat([pq.ParquetFile(f).read().to_pandas() for f in files], ignore_index=True)
-    assert_same(plant, found, tmp_path / "alerts.db")
-    known = [(f.kind, f.asset, f.tag, f.start_us, f.end_us) for f in done.findings]
-    assert ("gap", "P 0") in {k[:2] for k in known}
-
-
-def command(plant: Plant, folder: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    """``anomaly score --engine spark`` as a process of its own."""
-    argv = [sys.executable, "-m", "pipelines.cli", "score", str(plant.folder), "--engine", "spark", "--json",
-            "--model", str(plant.bundle), "--out", str(folder / "scores.parquet"), *flags]  # fmt: skip
-    own = {**os.environ, "PYTHONPATH": str(PROJECT), "ANOMALY_HOME": str(folder / "home"), **environment}
-    own["ANOMALY_DB_URL"] = str(folder / "alerts.db")
-    return subprocess.Popen(argv, env=own, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def test_a_cluster_of_two_loses_the_worker_of_every_first_attempt_and_one_executor(
-    plant: Plant, tmp_path: Path
-) -> None:
-    process = command(plant, tmp_path, "--master", CLUSTER, ANOMALY_KILLPOINT="spark.first_attempt")
-    killed = _kill_an_executor(process, tmp_path)
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err[-3000:]
-    done = json.loads(out)
-    assert killed
-    assert len(done["workers"]) >= 2
-    assert done["rows"] == len(plant.scores)
+    before = AlertStore(str(tmp_path / "alerts.db")).dump()
+    again = run(plant, tmp_path, [plant.folder], rows=10**6)
+    assert (again.recorded, again.alone) == (False, {})
+    assert AlertStore(str(tmp_path / "alerts.db")).dump() == before
     assert_same(plant, pd.read_parquet(tmp_path / "scores.parquet"), tmp_path / "alerts.db")
 
 
-def _kill_an_executor(process: subprocess.Popen[str], folder: Path) -> int:
-    """Kill -9 one executor of ``process`` as soon as the first stretch is scored; gives its number, 0 if all ended first."""
-    until = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < until:
-        if list(folder.glob(".scores.parquet.shards-*/*.parquet")):
-            executors = [p for p in _descendants(process.pid) if "CoarseGrainedExecutorBackend" in _command(p)]
-            if executors:
-                os.kill(executors[0], signal.SIGKILL)
-                return executors[0]
-        time.sleep(0.05)
-    return 0
+@dataclass
+class Killing:
+    """Executors that were killed, and whether a task was seen to fail by it."""
+
+    numbers: list[int] = field(default_factory=list)
+    failed: bool = False
 
 
-def _descendants(pid: int) -> list[int]:
+@contextmanager
+def killed_executor(cluster: Any, folder: Path) -> Iterator[Killing]:
+    """Kill -9 an executor once the first stretch is scored, and another if that one had no task."""
+    over, done = threading.Event(), Killing()
+
+    def kill() -> None:
+        while not over.wait(0.02) and not done.failed:
+            if list(folder.glob(".scores.parquet.shards-*/*.parquet")) and len(done.numbers) < 3:
+                executors = [p for p in descendants(os.getpid()) if "CoarseGrainedExecutorBackend" in command_of(p)]
+                for number in executors[-1:]:
+                    os.kill(number, signal.SIGKILL)
+                    done.numbers.append(number)
+            for _ in range(100 if done.numbers else 0):  # a stage that is tried anew counts from nothing
+                done.failed = done.failed or failed_tasks(cluster) > 0
+                if done.failed or over.wait(0.02):
+                    break
+
+    watcher = threading.Thread(target=kill)
+    watcher.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        watcher.join()
+
+
+def failed_tasks(cluster: Any) -> int:
+    """Tasks that failed in any stage so far."""
+    tracker = cluster.sparkContext.statusTracker()
+    jobs = [tracker.getJobInfo(j) for j in tracker.getJobIdsForGroup(None)]
+    stages = [tracker.getStageInfo(s) for job in jobs if job for s in job.stageIds]
+    return sum(stage.numFailedTasks for stage in stages if stage)
+
+
+def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -114,28 +143,33 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
     try:
         return (Path("/proc") / str(pid) / "cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
 
 
+@pytest.mark.usefixtures("cluster")
+def test_one_file_of_many_assets_into_a_folder_of_scores(plant: Plant, tmp_path: Path) -> None:
+    done = run(plant, tmp_path, [plant.log], "scores", rows=10**6)
+    assert done.alone == {}
+    assert done.stretches == ASSETS
+    files = sorted((tmp_path / "scores").glob("asset=*/scores.parquet"))
+    assert len(files) == ASSETS
+    found = pd.concat([pq.ParquetFile(f).read().to_pandas() for f in files], ignore_index=True)
+    assert_same(plant, found, tmp_path / "alerts.db")
+
+
+@pytest.mark.usefixtures("cluster", "home")
 def test_a_corrupt_partition_is_reported_and_the_others_finish(plant: Plant, tmp_path: Path) -> None:
-    folder = tmp_path / "log"
-    shutil.copytree(plant.folder, folder)
-    broken = folder / "asset=P%203" / "part-1.parquet"
-    content = bytearray(broken.read_bytes())
-    content[len(content) // 3 : len(content) // 2] = os.urandom(len(content) // 2 - len(content) // 3)
-    broken.write_bytes(content)
-    process = command(Plant(**{**vars(plant), "folder": folder}), tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 6, err[-3000:]
-    done = json.loads(out)
+    out = tmp_path / "scores.parquet"
+    status, done, err = scored(plant, corrupted(plant, tmp_path), "--out", out)
+    assert status == 6, err
     assert list(done["set_aside"]) == ["asset P 3"]
     assert "E3006" in done["set_aside"]["asset P 3"]
     assert "asset P 3 is set aside: E3006" in err
-    found = pd.read_parquet(tmp_path / "scores.parquet")
+    found = pd.read_parquet(out)
     wanted = plant.scores[plant.scores["asset"] != "P 3"].reset_index(drop=True)
     assert (found["asset"].to_numpy() == wanted["asset"].to_numpy()).all()
     assert found["anomaly_score"].to_numpy() == pytest.approx(
@@ -143,27 +177,17 @@ def test_a_corrupt_partition_is_reported_and_the_others_finish(plant: Plant, tmp
     )
 
 
+@pytest.mark.usefixtures("cluster", "home")
 def test_nothing_is_written_where_every_file_is_refused(plant: Plant, tmp_path: Path) -> None:
     (tmp_path / "log" / "asset=A").mkdir(parents=True)
     (tmp_path / "log" / "asset=A" / "a.parquet").write_bytes(b"PAR1 and no more")
-    process = command(Plant(**{**vars(plant), "folder": tmp_path / "log"}), tmp_path)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 3, err[-3000:]
+    status, _, err = scored(plant, tmp_path / "log", "--out", tmp_path / "scores.parquet")
+    assert status == 3, err
     assert "E3006" in err
     assert not (tmp_path / "scores.parquet").exists()
 
 
-@pytest.mark.parametrize(("home", "said"), [("", "no java on PATH"), ("/nowhere", "no java in JAVA_HOME=/nowhere")])
-def test_without_java_there_is_a_word_on_the_cure(plant: Plant, tmp_path: Path, home: str, said: str) -> None:
-    process = command(plant, tmp_path, PATH=str(tmp_path), JAVA_HOME=home)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err
-    assert said in err
-    assert "install Java 17 or 21" in err
-
-
-def test_a_master_that_nobody_knows_is_a_usage_error(plant: Plant, tmp_path: Path) -> None:
-    process = command(plant, tmp_path, "--master", "cluster://nobody")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2, err[-3000:]
-    assert "cluster://nobody" in err
+@pytest.mark.usefixtures("cluster")
+def test_a_running_session_on_another_master_is_not_taken() -> None:
+    with pytest.raises(UsageError, match=r"E2001.*local\[2\].*local-cluster"), session("local[2]"):
+        pass

@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 from web_site import DAY, T0, Site, alert_row, token_in
 
-from alerts.web import pages
+from alerts.web import pages, queries
 
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "'><b>x</b>", "</title><script>",
@@ -235,6 +235,7 @@ def test_a_mistake_of_ours_shows_a_number_and_no_detail(
         raise RuntimeError("secret detail")
 
     monkeypatch.setattr(site.services.store, "page", broken)
+    monkeypatch.setattr(queries, "lines", broken)
     for path in ("/", "/api/v1/alerts"):
         answer = client.get(path)
         assert answer.status_code == 500 and "secret" not in answer.text and "default-src" in str(answer.headers)
