@@ -75,11 +75,15 @@ class LabelledDetector(Detector):
 
     def anomaly_score(self, block: Encoded) -> Floats:
         """−log of the probability that no event is near."""
-        return np.logaddexp(0, self._parts(block).sum(axis=1) + self.bias)
+        return self._score(self._parts(block))
+
+    def _score(self, parts: Floats) -> Floats:
+        return np.asarray(np.logaddexp(0, parts.sum(axis=1) + self.bias))
 
     def shares(self, block: Encoded) -> Floats:
         """The score, shared out by what each tag adds to the log odds."""
-        return shared_out(self.anomaly_score(block), np.maximum(self._parts(block), 0))
+        parts = self._parts(block)
+        return shared_out(self._score(parts), np.maximum(parts, 0))
 
     def _parts(self, block: Encoded) -> Floats:
         """What each tag adds to the log odds, ``(n, C)``."""
