@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anomaly.detectors import detector_class
 from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.scores.calibration import TailCalibrator
-from anomaly.scores.fusion import checked_weights, contributions, fuse
+from anomaly.scores.fusion import RAISED, checked_weights, contributions, fuse
 
 if TYPE_CHECKING:
     from anomaly.embeddings.space import Space
@@ -46,7 +46,7 @@ class Ensemble:
     ) -> None:
         if not detectors:
             raise ValueError("detectors: expected at least one, got none")
-        if rule == "weighted":
+        if rule in ("weighted", RAISED):
             checked_weights(weights, len(detectors))
         self.detectors, self.rule, self.weights, self.space = tuple(detectors), rule, tuple(weights), space
         self.calibrators = tuple(TailCalibrator() for _ in detectors)

@@ -13,6 +13,7 @@ from anomaly.ensemble import Ensemble
 from anomaly.few_labels import labelled_windows
 from anomaly.metrics import average_precision
 from anomaly.model import AnomalyModel
+from anomaly.scores.fusion import RAISED
 
 if TYPE_CHECKING:
     from anomaly.encoders.fine_tuning import LabelledWindows
@@ -24,9 +25,9 @@ _BATCH = 4096
 
 
 def head_weight(events: int, detectors: int) -> float:
-    """The head's share of the fused score beside ``detectors`` others: one voice among equals at 8 events, half at 20.
+    """The most that is the head's share of the fused score beside ``detectors`` others: one voice among equals at 8 events, half at 20.
 
-    The others keep at least half, as a head cannot see a new kind of failure (DETECTION §2.6).
+    It counts only where it raises the score of the others: a head cannot see a new kind of failure (DETECTION §2.6).
 
     >>> [round(head_weight(events, 4), 2) for events in (8, 14, 20, 99)]
     [0.2, 0.35, 0.5, 0.5]
@@ -56,7 +57,7 @@ def with_head(model: AnomalyModel, store: WindowStore, prepare: Preparation, see
     own = head_weight(events, len(model.ensemble.detectors))
     rest = (1 - own) / len(model.ensemble.detectors)
     weights = (*[rest] * len(model.ensemble.detectors), own)
-    return Ensemble((*model.ensemble.detectors, head), "weighted", weights, model.ensemble.space), ""
+    return Ensemble((*model.ensemble.detectors, head), RAISED, weights, model.ensemble.space), ""
 
 
 def judged_head(

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RULES = ("mean", "max", "fisher", "weighted")
+#: The rule of a labelled head, which joins by itself; not to be chosen.
+RAISED = "raised"
 
 
 def fuse(scores: NDArray[np.float64], rule: str = "mean", weights: Sequence[float] = ()) -> NDArray[np.float64]:
@@ -15,11 +17,15 @@ def fuse(scores: NDArray[np.float64], rule: str = "mean", weights: Sequence[floa
 
     ``mean``: of the log probabilities, the geometric mean of the probabilities. ``max``: the most alarmed detector.
     ``fisher``: the joint tail probability if detectors were independent (Fisher 1925); they are not, so its numbers are
-    bold until they are calibrated again. ``weighted``: a mean by stated ``weights (D,)``.
+    bold until they are calibrated again. ``weighted``: a mean by stated ``weights (D,)``. ``raised``: the mean of all but the
+    last, which with its weight may raise it where it is higher, and never lowers it: it has learned from some events, and
+    what it has not seen is none of its business.
     Raises ValueError for an unknown rule, and weights that are negative, all zero or of another number.
 
     >>> fuse(np.array([[1.0, 3.0]]), "mean").tolist(), fuse(np.array([[1.0, 3.0]]), "max").tolist()
     ([2.0], [3.0])
+    >>> fuse(np.array([[2.0, 4.0], [2.0, 0.0]]), "raised", (0.5, 0.5)).tolist()
+    [3.0, 2.0]
     """
     return np.asarray(contributions(scores, rule, weights).sum(axis=1))
 
@@ -38,6 +44,11 @@ def contributions(
         return given / count
     if rule == "weighted":
         return given * checked_weights(weights, count)
+    if rule == RAISED:
+        own = float(checked_weights(weights, count)[-1])
+        others = given[:, :-1] / (count - 1)
+        used = np.where(given[:, -1] > others.sum(axis=1), own, 0.0)
+        return np.column_stack((others * (1 - used)[:, None], given[:, -1] * used + 0 * others.sum(axis=1)))
     if rule == "max":
         # NaN counts as the highest, so that it stays.
         highest = np.where(np.isnan(given), np.inf, given).argmax(axis=1)

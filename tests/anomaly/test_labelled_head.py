@@ -32,7 +32,7 @@ def joined(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Fitted
 
 def test_events_that_repeat_are_ranked_better_and_the_reason_is_said(joined: Fitted):
     model = joined.model
-    assert model.ensemble.names == ("knn", "labelled") and model.ensemble.rule == "weighted"
+    assert model.ensemble.names == ("knn", "labelled") and model.ensemble.rule == "raised"
     assert sum(model.ensemble.weights) == pytest.approx(1) and model.ensemble.weights[0] >= 0.5
     [notice] = joined.notices
     assert notice.startswith("labelled head with ") and notice.endswith(": used") and "later events" in notice
@@ -84,3 +84,10 @@ def test_features_are_levels_departures_and_their_sizes():
     wanted = [last, last - exact[:, 14], last - exact[:, 11:15].mean(axis=1), last - exact[:, :15].mean(axis=1)]
     np.testing.assert_allclose(found[:, :4], np.stack(wanted, axis=1), atol=1e-6)
     np.testing.assert_array_equal(found[:, 4:], np.abs(found[:, :4]))
+
+
+def test_it_raises_scores_and_lowers_none(joined: Fitted, frame):
+    windows = np.random.default_rng(1).normal(size=(200, WEAK.window.lookback, len(joined.model.contract.tags)))
+    fused, _, alone = joined.model.window_scores(windows.astype(np.float32))
+    others = alone[:, :-1].astype(float).mean(axis=1)
+    assert (fused >= others - 1e-5).all() and (fused > others + 1e-3).any()
