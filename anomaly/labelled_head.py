@@ -25,7 +25,7 @@ _BATCH = 4096
 
 
 def head_weight(events: int, detectors: int) -> float:
-    """The most that is the head's share of the fused score beside ``detectors`` others: one voice among equals at 8 events, half at 20.
+    """The head's share of a score that it raises beside ``detectors`` others: one voice among equals at 8 events, half at 20.
 
     It counts only where it raises the score of the others: a head cannot see a new kind of failure (DETECTION §2.6).
 
