@@ -88,6 +88,8 @@ def test_the_command_records_only_where_that_is_said(
     monkeypatch.setenv("ANOMALY_DB_URL", str(tmp_path / "alerts.db"))
     monkeypatch.setattr("pipelines.scoring_service.create_app", made.append)
     monkeypatch.setattr(cli_scoring, "run", lambda *_: None)
+    for part in ("Config", "Server"):  # making one sets up the logging of this whole process
+        monkeypatch.setattr(f"uvicorn.{part}", lambda *_, **__: None)
     done = anomaly("serve-model", "--model", press.bundle, *flags)
     assert done.status == 0, done.err
     assert [service.database for service in made] == [str(tmp_path / "alerts.db") if flags else None]
