@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -144,34 +141,6 @@ def corrupted(plant: Plant, folder: Path) -> Path:
     content[len(content) // 3 : len(content) // 2] = os.urandom(len(content) // 2 - len(content) // 3)
     broken.write_bytes(content)
     return folder / "log"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended and what it said."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The one JSON object on standard output."""
-        assert self.status == 0, self.err
-        return dict(json.loads(self.out))
-
-
-def anomaly(*args: object) -> Outcome:
-    """Run ``anomaly ARGS`` in this process, which holds the cluster."""
-    from pipelines.cli import main
-
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", ["anomaly", *map(str, args)]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-    return Outcome(status, out.getvalue(), err.getvalue())
 
 
 #: Scores of a log that is cut otherwise differ by rounding in the linear algebra of other block sizes.

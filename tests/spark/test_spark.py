@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from spark_conftest import ASSETS, CLUSTER, Plant, anomaly, assert_same, corrupted
+from command_line import anomaly
+from spark_conftest import ASSETS, CLUSTER, Plant, assert_same, corrupted
 
 from alerts.store import AlertStore
 from anomaly.errors import UsageError

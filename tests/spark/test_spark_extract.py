@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import Outcome, anomaly
 from numpy.typing import NDArray
-from spark_conftest import ASSETS, CLUSTER, Outcome, Plant, anomaly, corrupted
+from spark_conftest import ASSETS, CLUSTER, Plant, corrupted
 
 from anomaly.data.readers import open_log
 from anomaly.data.store import create_store

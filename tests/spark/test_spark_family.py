@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from command_line import anomaly
 from small_plant import SMALL, chunk_of, contract_of
-from spark_conftest import CLOSE, CLUSTER, Plant, alert_rows, anomaly, ledger_of, without_figures
+from spark_conftest import CLOSE, CLUSTER, Plant, alert_rows, ledger_of, without_figures
 
 from anomaly.data.quality import QualityProfile
 from anomaly.data.store import WindowStore, create_store

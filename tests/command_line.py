@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipelines.cli import main
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[1]
 
 #: Flags under which the small plant trains in a few seconds.
 FLAGS = ("--label", "label", "--lookback", "6", "--lead", "4min")
