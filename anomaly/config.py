@@ -82,6 +82,7 @@ class EncoderSettings:
     name: str = "dense_ae"
     front: str = "none"  # "none", "demean", "detrend", "normalise", "trailing" or "differences"
     scaling: str = "robust"  # of each tag: "robust" (median and quartiles) or "standard" (mean and deviation)
+    far: str = "log"  # deviations beyond 4: "log" (logarithmic) or "linear" (as they are)
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -269,6 +270,7 @@ def _check(s: Settings) -> None:
         "log.label_scheme": (s.log.label_scheme, ("auto", "binary", "fault-code")),
         "log.unlabelled": (s.log.unlabelled, ("unknown", "normal")),
         "encoder.scaling": (s.encoder.scaling, ("robust", "standard")),
+        "encoder.far": (s.encoder.far, ("log", "linear")),
         "training.optimizer": (s.training.optimizer, ("adam", "adamw", "sgd")),
         "training.schedule": (s.training.schedule, ("constant", "cosine")),
         "detection.fusion": (s.detection.fusion, ("mean", "max", "fisher", "weighted")),

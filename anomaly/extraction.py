@@ -187,7 +187,7 @@ class WindowPass:
     def _piece(self, block: RawBlock) -> Piece:
         model, wanted = self.model, self.wanted
         codes = model.vocabulary.recoded(block.codes, self._words)
-        windows = block.windows(model.prepare(block.values, codes, block.since_start()))
+        windows = block.windows(model.prepare(block.values, codes, block.since_start))
         encoded = model.encode(windows, embedding=True)
         bad, embedding = self._unscorable(block), encoded.needed("embedding")
         columns: Columns = {"features": _masked(embedding, bad)}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from anomaly.config import DetectionSettings, Settings, TrainingSettings
+from anomaly.config import DetectionSettings, EncoderSettings, Settings, TrainingSettings
 from anomaly.data.audit import RowAudit
 from anomaly.data.contract import EVENT, LEAD, NORMAL
 from anomaly.data.reservoir import Reservoir
@@ -91,7 +91,7 @@ def fit_model(store: WindowStore, settings: Settings, workdir: Path, progress: P
     Raises InputRefused: E3302 when no normal window is left in the train or validation part, E3304 when training met
     a non-finite number.
     """
-    preparer, vocabulary = _fit_preparer(store, settings.encoder.scaling == "robust", progress)
+    preparer, vocabulary = _fit_preparer(store, settings.encoder, progress)
     windows = PreparedWindows(store, preparer, vocabulary, settings.training)
     audit = _window_audit(store, windows)
     encoder = build_encoder(settings.encoder)
@@ -242,10 +242,11 @@ def _with_labelled_head(
     return (reason,) if reason else ()
 
 
-def _fit_preparer(store: WindowStore, robust: bool, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
+def _fit_preparer(store: WindowStore, settings: EncoderSettings, progress: Progress) -> tuple[RowPreparer, Vocabulary]:
     """Scales and words of the normal training rows."""
     words: list[set[str]] = [set() for _ in store.contract.categories]
-    preparer, total, done = RowPreparer(robust=robust), sum(store.n_rows(a) for a in store.assets), 0
+    preparer = RowPreparer(compress=settings.far == "log", robust=settings.scaling == "robust")
+    total, done = sum(store.n_rows(a) for a in store.assets), 0
     for block in store.row_blocks("train"):
         normal = block.kind == NORMAL
         preparer.partial_fit(block.values, block.age, normal, block.asset, block.start)

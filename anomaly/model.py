@@ -5,6 +5,7 @@ How rows stream through it is in ``anomaly.stream``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,18 +78,18 @@ class AnomalyModel:
         self,
         held: NDArray[np.float32],
         codes: NDArray[np.int32],
-        since_start: NDArray[np.int64],
+        since_start: Callable[[], NDArray[np.int64]],
         before: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Held rows ``(n, C)`` and category codes ``(n, K)`` as ``encode`` takes them: ``(n, C + K)``, with the departures
-        beside them, ``(n, C + K + C)``, where a detector asks for those. ``since_start`` and prepared rows ``before`` as in
-        ``data.departures``."""
+        beside them, ``(n, C + K + C)``, where a detector asks for those. What ``since_start`` gives, asked for only then, and
+        prepared rows ``before`` as in ``data.departures``."""
         rows = prepared_rows(self.preparer, held, codes)
         tags, trail = len(self.contract.tags), self.ensemble.trail
         if not trail:
             return rows
         levels = None if before is None else before[:, :tags]
-        return np.column_stack((rows, departures(rows[:, :tags], since_start, trail, levels)))
+        return np.column_stack((rows, departures(rows[:, :tags], since_start(), trail, levels)))
 
     def encode(self, windows: NDArray[np.float32], embedding: bool = False) -> Encoded:
         """What the detectors need of windows of rows as ``prepare`` makes them, and the ``embedding`` where it is asked

@@ -220,7 +220,7 @@ class StreamScorer:
         model, state = self.model, self._states.setdefault(asset, _AssetState())
         first_ever, absent = state.last_time is None, model.preparer.absent(age)
         since = _rows_since_start(starts, state.since_start)
-        prepared = model.prepare(held, codes, since, state.tail)
+        prepared = model.prepare(held, codes, lambda: since, state.tail)
         history = prepared[:0] if state.tail is None else state.tail
         fused, shares, alone = self._raw(prepared, since, history)
         absent_row = np.asarray(absent.any(axis=1))

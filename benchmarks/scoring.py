@@ -158,7 +158,8 @@ def prepared(log: Path, model: Any) -> tuple[np.ndarray, np.ndarray]:
     for chunk in open_log([log], model.settings.log, contract=model.contract).chunks():
         since = np.arange(seen, seen + len(chunk))
         held, _, state = hold_last(chunk.values, since == 0, state)
-        parts.append(model.prepare(held, model.vocabulary.codes(chunk.categories), since, tail))
+        codes = model.vocabulary.codes(chunk.categories)
+        parts.append(model.prepare(held, codes, since.copy, tail))
         seen, tail = seen + len(chunk), parts[-1][-model.history :]
     return np.concatenate(parts), np.arange(seen)
 

@@ -22,6 +22,7 @@ from anomaly.metrics import Evaluation, Figure
 from anomaly.scores.calibration_check import CalibrationRow
 from anomaly.scores.what_if import WhatIfRow
 from pipelines import report_pictures as pictures
+from pipelines.recipe_choices import Choice
 from pipelines.report_pictures import AssetSeries, Picture
 from pipelines.report_thresholds import calibration_plot, what_if_plot
 
@@ -87,7 +88,7 @@ class Report:
     ``val_loss`` per epoch, ``parts`` by name and ``best_epoch`` (from 1); ``threshold_rows`` are the rows that the
     threshold was picked on, ``test_rows`` the counted rows of the judged part; ``calibration`` what fresh normal rows of
     that part make of the score, ``what_if`` other thresholds on the rows of ``what_if_part``; ``top_alerts`` pairs a
-    label with (tag, share) pairs.
+    label with (tag, share) pairs; ``choices`` are what the recipe settled for the log, and why.
     """
 
     title: str
@@ -103,6 +104,7 @@ class Report:
     audit: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
+    choices: Sequence[Choice] = ()
     learning: Sequence[LearningPoint] = ()
     threshold: Mapping[str, Any] = field(default_factory=dict)
     threshold_rows: RankedRows | None = None

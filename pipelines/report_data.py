@@ -20,6 +20,7 @@ from anomaly.model import AnomalyModel
 from anomaly.scores.calibration_check import CalibrationRow, check_calibration, row_blocks
 from anomaly.scores.what_if import WhatIfRow, what_if
 from pipelines.ingest import Ingested
+from pipelines.recipe_choices import choices
 from pipelines.report import AssetSeries, PartRow, RankedRows, Report, when
 
 _TOP_ALERTS = 12
@@ -51,6 +52,7 @@ def training_report(
         findings=_finding_rows(findings),
         audit={name: f"{audit.rows} rows of {len(audit.assets)} assets" for name, audit in model.audits.items()},
         facts={**model.encoder.facts(), **model.ensemble.facts()},
+        choices=choices(store, fitted),
         history={
             "loss": history.loss,
             "val_loss": history.val_loss,

@@ -164,7 +164,11 @@ def show_ingested(done: Ingested) -> None:
 
 def show_trained(done: Trained) -> None:
     """What was learned, how good it is on rows it never saw, and what to do next."""
-    _notices(done.notices)
+    told = tuple(choice.reason for choice in done.choices)
+    _notices(tuple(said for said in done.notices if not said.endswith(told)))
+    for choice in done.choices:
+        setting = f"[dim]({choice.setting})[/dim]"
+        _out.print(f"[dim]chosen[/dim] {choice.what}: {escape(choice.chosen)}; {escape(choice.reason)} {setting}")
     _out.print(
         f"[bold]model[/bold] {escape(done.name)} version {done.version}: {', '.join(done.aliases) or 'no alias'}"
     )

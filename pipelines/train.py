@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.evaluate import Judged, evaluate_store
 from pipelines.home import home, reports
 from pipelines.ingest import Ingested, ingest, is_store
 from pipelines.learning_curve import learning_curve
+from pipelines.recipe_choices import Choice
 from pipelines.report import LearningPoint, write_report
 from registry.bundle import save_bundle
 from registry.tracking import Membership, record_run
@@ -46,11 +47,19 @@ class Trained:
     report: Path
     bundle: Path | None
     notices: tuple[str, ...]
+    choices: tuple[Choice, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
+        chosen = {"choices": [asdict(choice) for choice in self.choices]}
         paths = {"report": str(self.report), "bundle": str(self.bundle) if self.bundle else None}
-        return {**self.__dict__, **paths, "threshold": self.threshold.to_dict(), "notices": list(self.notices)}
+        return {
+            **self.__dict__,
+            **paths,
+            "threshold": self.threshold.to_dict(),
+            "notices": list(self.notices),
+            **chosen,
+        }
 
 
 def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress: Progress = silent) -> Trained:
@@ -127,6 +136,7 @@ def train_prepared(
         report,
         out,
         (*prepared.notices, *fitted.notices),
+        tuple(judged.report.choices),
     )
 
 

@@ -95,7 +95,8 @@ def open_cached(file: h5py.File, name: str, rows: int = 4096) -> h5py.Dataset:
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     slots = 100 * max(cost.touched, 1) + 1  # HDF5 hashes chunks to slots; about a hundred a chunk avoid collisions
     access.set_chunk_cache(min(slots, 1_000_003), bytes_held, 1.0)
-    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access))
+    # Said to be read-only, h5py asks for shape and type once and not at each slice, which costs more than the reading.
+    return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access), readonly=file.mode == "r")
 
 
 def filters(compress: str) -> dict[str, Any]:
