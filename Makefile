@@ -6,12 +6,15 @@ BIN    := $(VENV)/bin
 # Two test processes on two cores: more threads in each only wait for one another (a fifth slower).
 ONE_THREAD := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-.PHONY: demo test test-long test-benchmarks test-spark lint lock clean
+.PHONY: demo test coverage test-long test-benchmarks test-spark lint lock clean
 
 demo: $(VENV)/.runtime            ## synthetic plant -> trained model -> report -> alerts
 	$(BIN)/anomaly demo
 
-test: $(VENV)/.dev                ## every test, with line coverage of the four packages
+test: $(VENV)/.dev                ## every test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+coverage: $(VENV)/.dev            ## the same with line coverage of the four packages, a third slower
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-long: $(VENV)/.dev           ## long training and memory tests, every encoder again on JAX and behind every front

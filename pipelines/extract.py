@@ -42,7 +42,7 @@ from anomaly.parallel import cores, in_order
 from pipelines.stopping import Wish, stopping
 
 #: Windows read at once; a multiple of every piece.
-BLOCK = 8192
+BLOCK = 2048
 _BLOCK_BYTES = 32 << 20
 #: Seconds between commits: what a kill costs at most.
 _COMMIT_SECONDS = 5.0

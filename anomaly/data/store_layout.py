@@ -81,20 +81,34 @@ def layout(dataset: h5py.Dataset, rows: int = 4096) -> Layout:
 
 
 def open_cached(file: h5py.File, name: str, rows: int = 4096) -> h5py.Dataset:
-    """The dataset ``name`` with a cache that holds the chunks of a block of ``rows``, up to 512 MiB.
+    """The dataset ``name`` with a cache that holds the chunks of a block of ``rows``, up to 512 MiB; plain chunks of whole
+    rows are read past any cache.
 
     Raises InputRefused E3403 where a dataset of the file needs a filter that is not installed.
     """
     require_filters(file)
     # Not held in a name: while a dataset is open, HDF5 gives every further opening of it the same cache.
     cost = layout(file[name], rows)
-    if cost.chunk is None or cost.bytes_read <= _OWN_CACHE_BYTES:
+    if cost.chunk is None:
+        return file[name]
+    if _plain_rows(file[name]):
+        return _opened(file, name, 1, 0)  # a cache would only be one copy more
+    if cost.bytes_read <= _OWN_CACHE_BYTES:
         return file[name]
     # One row of chunks more than a block touches: the next block begins inside the last chunks of this one.
     bytes_held = min(cost.bytes_read + cost.bytes_read // max(math.ceil(rows / cost.chunk[0]), 1), MOST_CACHE_BYTES)
-    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
     slots = 100 * max(cost.touched, 1) + 1  # HDF5 hashes chunks to slots; about a hundred a chunk avoid collisions
-    access.set_chunk_cache(min(slots, 1_000_003), bytes_held, 1.0)
+    return _opened(file, name, min(slots, 1_000_003), bytes_held)
+
+
+def _plain_rows(dataset: h5py.Dataset) -> bool:
+    """Whether the rows of a dataset with chunks lie on disk as they are: no filter, and no row in more than one chunk."""
+    return bool(dataset.chunks[1:] == dataset.shape[1:] and not dataset.id.get_create_plist().get_nfilters())
+
+
+def _opened(file: h5py.File, name: str, slots: int, bytes_held: int) -> h5py.Dataset:
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(slots, bytes_held, 1.0)
     # Said to be read-only, h5py asks for shape and type once and not at each slice, which costs more than the reading.
     return h5py.Dataset(h5py.h5d.open(file.id, name.encode(), access), readonly=file.mode == "r")
 

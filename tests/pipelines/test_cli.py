@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import PROJECT, SHORT, Outcome, Press, anomaly, files_under, write_log
 
-from alerts.store import AlertStore
+from alerts.database import Database
 
 COMMANDS = ["demo", "ingest", "train", "evaluate", "score", "models list", "models show", "alerts list", "alerts show",
             "alerts export"]  # fmt: skip
@@ -176,7 +176,7 @@ def test_a_locked_database_ends_with_5_and_a_retry_finishes(
     home.mkdir()
     holder = sqlite3.connect(home / "alerts.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    monkeypatch.setattr("alerts.store.AlertStore.__init__", _impatient(AlertStore.__init__))
+    monkeypatch.setattr("alerts.database.Database.__init__", _impatient(Database.__init__))
     done = anomaly("score", log, "--model", press.bundle, "--out", out)
     holder.close()
     assert done.status == 5, done.err
@@ -185,7 +185,7 @@ def test_a_locked_database_ends_with_5_and_a_retry_finishes(
 
 
 def _impatient(init: object) -> object:
-    return lambda self, url: init(self, url, wait_s=0.1)  # type: ignore[operator]
+    return lambda self, url, **_: init(self, url, wait_s=0.1)  # type: ignore[operator]
 
 
 def _breaking(error: BaseException) -> object:
