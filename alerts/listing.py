@@ -138,11 +138,17 @@ class PageQueries:
         base = base.order_by(own.start_us.desc(), own.id.desc()).limit(self.size + 1)
         return [base.where(own.state == state) for state in dict.fromkeys(self.filters.states)] or [base]
 
-    def floor(self) -> sa.Select[Any] | None:
-        """The start and number of the alert at which a search for a text rests (no row: the end is nearer); None where all
-        that is asked for can be searched at once: no text, or open alerts alone."""
+    def rests(self, connection: sa.Connection) -> Cursor | None:
+        """The alert at which a search for a text rests; None where all that is asked for can be searched at once: no text,
+        open alerts alone, or an end that is nearer."""
         if not self.filters.text or (self.filters.states and CLOSED not in self.filters.states):
             return None
+        if (connection.execute(_MOST_THERE).scalar() or 0) <= MOST_SEARCHED:
+            return None  # two looks instead of a walk
+        row = connection.execute(self._floor()).first()
+        return None if row is None else Cursor(row.start_us, row.id)
+
+    def _floor(self) -> sa.Select[Any]:
         own = tables.alerts.c
         walked = sa.select(own.start_us, own.id).order_by(own.start_us.desc(), own.id.desc())
         if self.filters.asset is not None:
@@ -163,14 +169,21 @@ class PageQueries:
         values: dict[str, int] = {}
         if self.after is not None:
             values = {"after_us": self.after.start_us, "after_id": self.after.id}
-        rest = self.floor()
-        row = None if rest is None else connection.execute(rest).first()
-        if row is not None:
-            values |= {"floor_us": row.start_us, "floor_id": row.id}
-        query = _whole_page(self.filters, self.size, self.columns, self.after is not None, row is not None)
+        floor = self.rests(connection)
+        if floor is not None:
+            values |= {"floor_us": floor.start_us, "floor_id": floor.id}
+        query = _whole_page(self.filters, self.size, self.columns, self.after is not None, floor is not None)
         found = list(connection.execute(query, values))
-        last = found[self.size - 1] if len(found) > self.size else row
+        last = found[self.size - 1] if len(found) > self.size else floor
         return found[: self.size], None if last is None else Cursor(last.start_us, last.id).text()
+
+
+#: As many alerts as there can be: numbers are given once.
+_MOST_THERE = sa.select(
+    sa.select(sa.func.max(tables.alerts.c.id)).scalar_subquery()
+    - sa.select(sa.func.min(tables.alerts.c.id)).scalar_subquery()
+    + 1
+)
 
 
 @lru_cache(maxsize=256)

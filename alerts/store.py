@@ -138,9 +138,7 @@ class AlertStore:
         with self.database.reading() as connection:
             if connection is None:
                 return AlertPage((), None)
-            rest = queries.floor()
-            row = None if rest is None else connection.execute(rest).first()
-            floor = None if row is None else Cursor(row.start_us, row.id)
+            floor = queries.rests(connection)
             statements = queries.statements() if floor is None else queries.down_to(floor)
             found = [row for query in statements for row in connection.execute(query)]
         found.sort(key=lambda row: (row.start_us, row.id), reverse=True)

@@ -325,3 +325,25 @@ def test_a_file_without_a_last_line_end_is_read_whole_and_said_so(tmp_path: Path
     log = open_log([write(tmp_path / "log.csv", "time,a\n2026-01-01,1\n2026-01-02,25")])
     assert joined(log).values[:, 0].tolist() == [1, 25]
     assert any("no line end" in n for n in log.notices)
+
+
+def test_reading_parquet_holds_a_few_row_groups_and_not_what_was_read_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow keeps all that an iterator has read of a file until it ends: memory would grow with the log."""
+    from anomaly.data.reading import sources
+
+    rows, group, path = 400_000, 8000, tmp_path / "log.parquet"
+    values = np.random.default_rng(0).normal(size=(rows, 6))
+    data = pd.DataFrame(values, columns=list("abcdef")).astype({"a": "float64"})
+    data.insert(0, "t", pd.date_range("2026-01-01", periods=rows, freq="s", tz="UTC"))
+    data.to_parquet(path, row_group_size=group, index=False)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 5000)
+    monkeypatch.setattr(sources, "_KEPT_ROWS", 20_000)
+    log, before, held, seen = open_log([path]), pa.total_allocated_bytes(), 0, 0
+    for chunk in log.chunks():
+        assert_array_equal(chunk.values, values[seen : seen + len(chunk)].astype(np.float32))
+        seen += len(chunk)
+        held = max(held, pa.total_allocated_bytes() - before)
+    assert seen == rows
+    assert held < path.stat().st_size / 4

@@ -27,6 +27,7 @@ from anomaly.errors import Fault, InputRefused
 
 BATCH_ROWS = 65_536
 _READ_BUFFER = 1 << 20
+_KEPT_ROWS = 4 * BATCH_ROWS
 _BLOCK_BYTES = 4 << 20
 _LONGEST_NAME = 200
 #: Passes that a file with a few doubtful columns may take before all its columns are read as text.
@@ -308,7 +309,7 @@ class ParquetSource(Source):
         first = 0
         with self._file() as file:
             try:
-                for batch in file.iter_batches(BATCH_ROWS, columns=[self._raw[p] for p in places.values()]):
+                for batch in _batches(file, [self._raw[p] for p in places.values()]):
                     columns = {n: batch.column(batch.schema.names.index(self._raw[p])) for n, p in places.items()}
                     yield RawBatch(first, columns, batch.num_rows)
                     first += batch.num_rows
@@ -325,3 +326,14 @@ class ParquetSource(Source):
     def _damage(self, error: Exception) -> Fault:
         hint = "copy or export the file again"
         return Fault("E3006", "a whole Parquet file", str(error).splitlines()[0], hint, self.name)
+
+
+def _batches(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, a few row groups at a time: what was read of a file is kept until its iterator ends."""
+    groups, rows = [], 0
+    for group in range(file.num_row_groups):
+        groups.append(group)
+        rows += file.metadata.row_group(group).num_rows
+        if rows >= _KEPT_ROWS or group == file.num_row_groups - 1:
+            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
+            groups, rows = [], 0
