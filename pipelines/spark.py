@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +94,8 @@ def on_workers(
         run.session_s = time.perf_counter() - started
         good, run.set_aside = checked(spark, files, reading, progress)
         job = _named(plan(good), good, run.out)
-        job = _scored(spark, job, run, progress)
-        run.findings = _watched(spark, job)
+        job, watched = _scored(spark, job, run, progress)
+        run.findings = [f for asset, found in watched.items() for f in found] + _watched(spark, job, watched)
     run.notices = tuple(dict.fromkeys(n for one in good for n in one.notices))
     return good, job
 
@@ -143,10 +143,14 @@ def _inspected(spark: SparkSession, files: tuple[LogFile, ...], reading: Reading
     return [spark_tasks.inspected_from(text) for _, text in found]
 
 
-def _scored(spark: SparkSession, job: Job, run: SparkScored, progress: Progress) -> Job:
-    """Score all stretches; assets whose history reaches too far back are scored again, each in one stretch."""
+def _scored(
+    spark: SparkSession, job: Job, run: SparkScored, progress: Progress
+) -> tuple[Job, dict[str, list[Finding]]]:
+    """Score all stretches; assets whose history reaches too far back are scored again, each in one stretch. Gives the job as
+    it was done, and what the sensor rules found in assets of several stretches as far as they were passed over on the way."""
     progress("score", 0, job.pieces())
-    told = _groups(spark, job)
+    assets = job.by_files(spark.sparkContext.defaultParallelism)
+    told, watched = _assets(spark, job, assets) if assets else (_groups(spark, job), {})
     _note(run, told)
     alone = {t["asset"]: t["why"] for t in told if t["state"] == spark_tasks.AGAIN}
     if alone:
@@ -159,7 +163,19 @@ def _scored(spark: SparkSession, job: Job, run: SparkScored, progress: Progress)
     left = {asset: cut for asset, cut in job.cuts.items() if f"asset {asset}" not in run.set_aside}
     if not left:
         raise all_refused(run.set_aside)
-    return replace(job, cuts=left)
+    job = replace(job, cuts=left)
+    return job, {asset: found for asset, found in watched.items() if asset in left and left[asset].pieces > 1}
+
+
+def _assets(
+    spark: SparkSession, job: Job, assets: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], dict[str, list[Finding]]]:
+    """Each asset by the task that reads its files: how its stretches went, and what the sensor rules found in it."""
+    frame = numbers(spark, len(assets)).mapInArrow(_read_and_score(job, assets), spark_tasks.DONE_DDL)
+    with told_failures():
+        rows = [row.asDict() for row in frame.collect()]
+    found = {row["asset"]: [Finding(**f) for f in json.loads(row["found"])] for row in rows if row["piece"] < 0}
+    return [row for row in rows if row["piece"] >= 0], found
 
 
 def _groups(spark: SparkSession, job: Job) -> list[dict[str, Any]]:
@@ -175,9 +191,10 @@ def tasks_for(pieces: int) -> int:
     return min(max(pieces, 2), _MOST_TASKS)
 
 
-def _watched(spark: SparkSession, job: Job) -> list[Finding]:
+def _watched(spark: SparkSession, job: Job, already: Collection[str]) -> list[Finding]:
     """What the sensor rules find in assets of several stretches: their rows once more, in time order, without an end."""
-    long = job.whole(a for a, cut in job.cuts.items() if cut.pieces > 1 and not isinstance(job.scorers[a], str))
+    several = (a for a, cut in job.cuts.items() if cut.pieces > 1 and not isinstance(job.scorers[a], str))
+    long = job.whole(a for a in several if a not in already)
     if not long.cuts:
         return []
     ordered = by_asset_and_time(spark, long)
@@ -226,6 +243,13 @@ def _read(job: Job) -> Callable[[Batches], Batches]:
 def _score(job: Job) -> Callable[[pa.Table], pa.Table]:
     def score(table: pa.Table) -> pa.Table:
         return spark_tasks.scored_group(job, table)
+
+    return score
+
+
+def _read_and_score(job: Job, assets: tuple[str, ...]) -> Callable[[Batches], Batches]:
+    def score(batches: Batches) -> Batches:
+        return spark_tasks.scored_assets(job, assets, batches)
 
     return score
 

@@ -74,6 +74,10 @@ class Cut:
         """
         return np.minimum((time - self.first_us) // self.length_us, self.pieces - 1)
 
+    def end_us(self, piece: int) -> int:
+        """Where the time of ``piece`` ends; that of the last one has no end, this is where it was meant to."""
+        return self.first_us + (piece + 1) * self.length_us
+
 
 @dataclass(frozen=True)
 class Scorer:
@@ -95,7 +99,8 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that workers need; ``resume[i]`` maps assets to the time up to which files before file i hold rows.
+    """Everything that workers need; ``resume[i]`` maps assets to the time up to which files before file i hold rows,
+    ``begins[i]`` the assets of file i to their first time there.
 
     ``scorers`` maps assets to their model, or to the reason why their rows have no score.
     """
@@ -106,6 +111,23 @@ class Job:
     cuts: dict[str, Cut]
     scorers: dict[str, Scorer | str]
     shards: str = ""
+    begins: tuple[dict[str, int], ...] = ()
+
+    def by_files(self, tasks: int) -> tuple[str, ...]:
+        """The assets, where each can be scored by the task that reads its files and ``tasks`` at a time still share the work
+        evenly: no file holds two assets, there are twice as many of them, and none is larger than a task's share. Else none.
+        """
+        each = [cut.pieces for cut in self.cuts.values()]
+        even = len(each) >= 2 * tasks and max(each, default=0) * tasks <= sum(each)
+        return tuple(self.cuts) if even and all(len(held) == 1 for held in self.begins) else ()
+
+    def files_of(self, asset: str) -> list[tuple[int, int]]:
+        """The numbers of the files that hold ``asset``, in reading order, and the first time of it in all later ones."""
+        numbers = [i for i, held in enumerate(self.begins) if asset in held]
+        never = int(np.iinfo(np.int64).max)
+        return [
+            (n, min((self.begins[m][asset] for m in numbers[k + 1 :]), default=never)) for k, n in enumerate(numbers)
+        ]
 
     def scorer(self, asset: str) -> Scorer:
         """The model of ``asset``; raises ValueError where it has none."""
@@ -217,7 +239,8 @@ def planned_by(
     rows = rows or min(max(_STRETCH_BYTES // (4 * width), _FEWEST_ROWS), _MOST_ROWS)
     resume, spans = _spans(files)
     scorers = {asset: scorer(asset) for asset in spans}
-    job = Job(reading, tuple(one.file for one in files), resume, {}, scorers)
+    begins = tuple({asset: first for asset, (_, first, _) in one.assets.items()} for one in files)
+    job = Job(reading, tuple(one.file for one in files), resume, {}, scorers, begins=begins)
     return replace(job, cuts={asset: _cut(*span, rows, job.overlap_us(asset)) for asset, span in spans.items()})
 
 

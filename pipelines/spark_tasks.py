@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from anomaly.data.contract import LogChunk
+from anomaly.data.contract import LogChunk, LogContract
 from anomaly.data.readers import PlantLog, open_log
 from anomaly.errors import AnomalyError, Fault, InputRefused
 from anomaly.faults import killpoint
@@ -56,6 +56,9 @@ TOLD_SCHEMA = pa.schema(
      ("why", pa.string()), ("worker", pa.string())]
 )  # fmt: skip
 TOLD_DDL = "asset string, piece int, rows bigint, state string, why string, worker string"
+#: The same, or (piece -1) what the sensor rules found in the whole asset.
+DONE_SCHEMA = TOLD_SCHEMA.append(pa.field("found", pa.string()))
+DONE_DDL = f"{TOLD_DDL}, found string"
 
 
 def _open(file: LogFile, reading: Reading) -> PlantLog:
@@ -127,25 +130,72 @@ def rows_read(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Record
         for number in batch.column("id").to_pylist():
             file = job.files[number]
             for chunk in _chunks(_open(file, job.reading), file):
-                for asset in dict.fromkeys(chunk.asset):
-                    own = chunk.take(chunk.asset == asset)
-                    for table in _grouped(own, str(asset), number, job):
-                        yield from table.to_batches()
+                for asset in dict.fromkeys(map(str, chunk.asset)):
+                    if asset in job.cuts:  # else it is set aside
+                        table = _table(chunk.take(chunk.asset == asset), asset, number, job)
+                        for piece, rows in _by_piece(table, asset, job):
+                            yield from _keyed(rows, asset, piece).to_batches()
 
 
-def _grouped(chunk: LogChunk, asset: str, number: int, job: Job) -> Iterator[pa.Table]:
-    """One asset's rows of a chunk, by piece, and again those that the next piece brings along."""
-    cut, ends = job.cuts.get(asset), job.resume[number]
-    if cut is None:
-        return  # set aside
-    piece = cut.piece(chunk.time)
-    table = rows_table(chunk, number, chunk.time <= ends.get(asset, np.iinfo(np.int64).min))
+def _table(chunk: LogChunk, asset: str, number: int, job: Job) -> pa.Table:
+    """One asset's rows of a chunk of file ``number`` (ROWS_SCHEMA)."""
+    return rows_table(chunk, number, chunk.time <= job.resume[number].get(asset, np.iinfo(np.int64).min))
+
+
+def _by_piece(table: pa.Table, asset: str, job: Job) -> Iterator[tuple[int, pa.Table]]:
+    """Rows of an asset by piece, and again those that the next piece brings along."""
+    cut, time = job.cuts[asset], table["time"].to_numpy()
+    piece = cut.piece(time)
     for k in np.unique(piece).tolist():
-        start = cut.first_us + k * cut.length_us
-        yield _keyed(table.filter(pa.array(piece == k)), asset, k)
-        along = (piece == k) & (chunk.time >= start + cut.length_us - job.overlap_us(asset))
+        yield k, table.filter(pa.array(piece == k))
+        along = (piece == k) & (time >= cut.end_us(k) - job.overlap_us(asset))
         if k < cut.pieces - 1 and along.any():
-            yield _keyed(table.filter(pa.array(along)), asset, k + 1)
+            yield k + 1, table.filter(pa.array(along))
+
+
+def scored_assets(job: Job, assets: tuple[str, ...], batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Score the ``assets`` whose numbers ``batches`` bring, each read from its own files: no row travels (DONE_SCHEMA).
+
+    A piece is scored as soon as no row of it can come any more, so a task holds two pieces and a chunk. The sensor rules pass
+    over an asset of several pieces on the way, as ``watched`` does.
+    """
+    for batch in batches:
+        for number in batch.column("id").to_pylist():
+            yield from _scored_asset(job, assets[number])
+
+
+def _scored_asset(job: Job, asset: str) -> Iterator[pa.RecordBatch]:
+    cut, scorer, waiting = job.cuts[asset], job.scorers[asset], dict[int, list[pa.Table]]()
+    model = None if isinstance(scorer, str) or cut.pieces == 1 else model_of(scorer.bundle, scorer.digest)
+    watch = None if model is None else quality_watch(model)
+    for number, following in job.files_of(asset):
+        file = job.files[number]
+        for chunk in _chunks(_open(file, job.reading), file):
+            table = _table(chunk, asset, number, job)
+            if watch is not None and model is not None:
+                watch.update(_first_seen(table, asset, job, model.contract))
+            for piece, rows in _by_piece(table, asset, job):
+                waiting.setdefault(piece, []).append(rows)
+            bound = min(int(chunk.time[-1]), following)
+            for piece in sorted(k for k in waiting if k < cut.pieces - 1 and cut.end_us(k) <= bound):
+                yield _told(job, asset, piece, waiting.pop(piece))
+    for piece in sorted(waiting):
+        yield _told(job, asset, piece, waiting.pop(piece))
+    if watch is not None:
+        found = json.dumps([asdict(f) for f in watch.finish()])
+        yield pa.RecordBatch.from_pylist([{"asset": asset, "piece": -1, "rows": 0, "found": found}], DONE_SCHEMA)
+
+
+def _told(job: Job, asset: str, piece: int, tables: list[pa.Table]) -> pa.RecordBatch:
+    """``scored_group`` of the rows of one piece."""
+    told = scored_group(job, _keyed(pa.concat_tables(tables), asset, piece)).to_pylist()
+    return pa.RecordBatch.from_pylist([{**one, "found": None} for one in told], DONE_SCHEMA)
+
+
+def _first_seen(table: pa.Table, asset: str, job: Job, contract: LogContract) -> LogChunk:
+    """The rows that no earlier file holds, as the sensor rules of a model take them."""
+    first = table.filter(pc.invert(table["again"]))
+    return chunk_of(narrowed(first, job.reading.contract, contract), asset, contract)
 
 
 def _keyed(table: pa.Table, asset: str, piece: int) -> pa.Table:
@@ -198,8 +248,7 @@ def watched(job: Job, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBa
         model = model_of(scorer.bundle, scorer.digest)
         watch = quality_watch(model)
         for table in tables:
-            first = table.filter(pc.invert(table["again"]))
-            watch.update(chunk_of(narrowed(first, job.reading.contract, model.contract), asset, model.contract))
+            watch.update(_first_seen(table, asset, job, model.contract))
         found = json.dumps([asdict(f) for f in watch.finish()])
         yield pa.RecordBatch.from_pylist([{"asset": asset, "found": found}], FOUND_SCHEMA)
 
