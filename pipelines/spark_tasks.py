@@ -176,7 +176,7 @@ def _scored_asset(job: Job, asset: str) -> Iterator[pa.RecordBatch]:
                 watch.update(_first_seen(table, asset, job, model.contract))
             for piece, rows in _by_piece(table, asset, job):
                 waiting.setdefault(piece, []).append(rows)
-            bound = min(int(chunk.time[-1]), following)
+            bound = min(int(chunk.time[-1]) if len(chunk) else cut.first_us, following)
             for piece in sorted(k for k in waiting if k < cut.pieces - 1 and cut.end_us(k) <= bound):
                 yield _told(job, asset, piece, waiting.pop(piece))
     for piece in sorted(waiting):
