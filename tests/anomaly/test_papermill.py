@@ -16,6 +16,9 @@ from anomaly.errors import InputRefused
 from benchmarks.papermill import LEAD_ROWS, Outcome, load, main, measure, run
 from benchmarks.papermill_lookalike import write_lookalike
 
+#: Dear fixtures are made once, on one worker.
+pytestmark = pytest.mark.xdist_group("papermill")
+
 ROWS, BREAKS = 3000, 21
 PARTS = ["train", "validation", "test"]
 

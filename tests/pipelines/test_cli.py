@@ -15,6 +15,9 @@ from command_line import PROJECT, SHORT, Outcome, Press, anomaly, files_under, w
 
 from alerts.database import Database
 
+#: Dear fixtures are made once, on one worker.
+pytestmark = pytest.mark.xdist_group("cli")
+
 COMMANDS = ["demo", "ingest", "train", "evaluate", "score", "models list", "models show", "alerts list", "alerts show",
             "alerts export"]  # fmt: skip
 

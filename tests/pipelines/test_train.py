@@ -259,19 +259,24 @@ def test_what_train_says_to_a_person(press: Press, home: Path, tmp_path: Path, m
     """Not another training: the words are made from the result that is there."""
     from anomaly.scores.thresholds import Threshold
     from pipelines import terminal
+    from pipelines.recipe_choices import Choice
     from pipelines.train import Trained
 
     own = dict(press.trained)
     known = {f.name for f in Threshold.__dataclass_fields__.values()}
     threshold = Threshold(**{k: v for k, v in own.pop("threshold").items() if k in known})
     done = Trained(
-        **own | {"threshold": threshold, "report": Path(own["report"]), "bundle": None, "notices": ("[bold]x[/bold]",)}
+        **own
+        | {"threshold": threshold, "report": Path(own["report"]), "bundle": None, "notices": ("[bold]x[/bold]",)}
+        | {"choices": tuple(Choice(**choice) for choice in own["choices"])}
     )
     with terminal._out.capture() as said:
         terminal.show_trained(replace(done, name="press[1]"))
     text = said.get()
     assert "[bold]x[/bold]" in text, "names from outside are not taken for markup"
     assert "press[1] version 1: challenger, champion" in text
+    assert "chosen window: 6 rows" in text
+    assert "(window.lookback)" in text
     assert "row PCA" in text
     assert "anomaly score LOG --model press[1]" in text
     json.dumps(done.to_dict(), allow_nan=False)

@@ -29,6 +29,9 @@ from registry.bundle import load_bundle
 from registry.catalogue import resolve
 from registry.families import find_family, member_name
 
+#: Dear fixtures are made once, on one worker.
+pytestmark = pytest.mark.xdist_group("family")
+
 
 def rows_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {r["group"]: r for r in result["rows"]}

@@ -18,6 +18,9 @@ from anomaly.encoders.fine_tuning import Head, LabelledWindows, fine_tune, fit_h
 from anomaly.errors import InputRefused
 from anomaly.metrics import average_precision
 
+#: Dear fixtures are made once, on one worker.
+pytestmark = pytest.mark.xdist_group("fine tuning")
+
 SETTINGS = FineTuningSettings(least_events=3)
 #: Without pretraining there is nothing to be careful with: a usual rate, and time to get there.
 FROM_SCRATCH = replace(SETTINGS, learning_rate=1e-3, epochs=30)

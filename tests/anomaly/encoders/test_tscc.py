@@ -21,6 +21,9 @@ from anomaly.encoders.training import outputs
 from anomaly.encoders.tscc import ClusterStage, TsccEncoder, crop_graph, crop_inputs, membership_loss
 from anomaly.errors import InputRefused, UsageError
 
+#: Dear fixtures are made once, on one worker.
+pytestmark = pytest.mark.xdist_group("tscc")
+
 KINDS = 4
 
 
