@@ -84,7 +84,7 @@ def _window(store: WindowStore, settings: Settings) -> Choice:
     rows = settings.window.lookback
     usual = rows == type(settings.window)().lookback
     reason = (
-        "no rule that reads the length off a log ranked better than 16 rows (docs/experiments.md)" if usual else _SET
+        "fixed: the autocorrelation of the tags did not tell a better length (docs/experiments.md)" if usual else _SET
     )
     return Choice("window", f"{rows} rows ({span((rows - 1) * store.period_us)})", reason, "window.lookback")
 
@@ -117,7 +117,7 @@ def _why_weights(model: AnomalyModel) -> str:
         return f"{_SET} (fusion {settings.fusion})"
     if "head" in model.ensemble.names:
         return "equal; the head's grows with the events it learned from, and it may only raise a score"
-    return "equal: nothing in the normal rows told a better weighting (docs/experiments.md)"
+    return "equal; a rule that chooses them from normal rows was not tried"
 
 
 def _names(names: Sequence[str]) -> str:

@@ -51,14 +51,13 @@ class Trained:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-ready values."""
-        chosen = {"choices": [asdict(choice) for choice in self.choices]}
         paths = {"report": str(self.report), "bundle": str(self.bundle) if self.bundle else None}
         return {
             **self.__dict__,
             **paths,
             "threshold": self.threshold.to_dict(),
             "notices": list(self.notices),
-            **chosen,
+            "choices": [asdict(choice) for choice in self.choices],
         }
 
 

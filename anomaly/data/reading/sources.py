@@ -27,6 +27,7 @@ from anomaly.errors import Fault, InputRefused
 
 BATCH_ROWS = 65_536
 _READ_BUFFER = 1 << 20
+#: Rows after which a Parquet file is read by a new iterator, which lets go of what the one before had read.
 _KEPT_ROWS = 4 * BATCH_ROWS
 _BLOCK_BYTES = 4 << 20
 _LONGEST_NAME = 200
