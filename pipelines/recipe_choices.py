@@ -12,6 +12,7 @@ import numpy as np
 
 from anomaly.config import Settings
 from anomaly.data.store import WindowStore
+from anomaly.detectors.labelled import LabelledDetector
 from anomaly.fitting import Fitted
 from anomaly.model import AnomalyModel
 from pipelines.terminal import span
@@ -107,7 +108,7 @@ def _detectors(store: WindowStore, fitted: Fitted) -> Iterator[Choice]:
         yield Choice("recent past", chosen, reason, "detection.options")
     for said in fitted.notices:
         if said.startswith(_HEAD):
-            chosen = "joined the detectors" if "head" in ensemble.names else "left out"
+            chosen = "joined the detectors" if LabelledDetector.name in ensemble.names else "left out"
             yield Choice(_HEAD, chosen, said.removeprefix(_HEAD).lstrip(": "), "detection.labelled")
 
 
@@ -115,8 +116,10 @@ def _why_weights(model: AnomalyModel) -> str:
     settings = model.settings.detection
     if settings.fusion != "mean":
         return f"{_SET} (fusion {settings.fusion})"
-    if "head" in model.ensemble.names:
-        return "equal; the head's grows with the events it learned from, and it may only raise a score"
+    if LabelledDetector.name in model.ensemble.names:
+        return (
+            "equal but the labelled head's, which grows with the events it learned from, and it may only raise a score"
+        )
     return "equal; a rule that chooses them from normal rows was not tried"
 
 

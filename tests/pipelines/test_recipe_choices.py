@@ -11,7 +11,11 @@ from command_line import SHORT, Press, anomaly, write_log
 
 from anomaly.config import Settings
 from anomaly.data.store import WindowStore
+from anomaly.detectors.base import Detector
+from anomaly.detectors.labelled import LabelledDetector
+from anomaly.ensemble import Ensemble
 from anomaly.fitting import Fitted
+from anomaly.scores.fusion import RAISED
 from pipelines.recipe_choices import Choice, choices
 
 WHAT = ["time step", "segments", "scale of a tag", "far values", "window", "detectors", "weights", "recent past"]
@@ -20,6 +24,11 @@ WHAT = ["time step", "segments", "scale of a tag", "far values", "window", "dete
 def chosen(store: Path, fitted: Fitted) -> dict[str, Choice]:
     with WindowStore.open(store) as opened:
         return {choice.what: choice for choice in choices(opened, fitted)}
+
+
+def without_head(fitted: Fitted) -> list[Detector]:
+    """The detectors that learned from normal rows alone; the shared model holds a labelled head."""
+    return [d for d in fitted.model.ensemble.detectors if d.name != LabelledDetector.name]
 
 
 def changed(fitted: Fitted, **tables: dict[str, object]) -> Fitted:
@@ -80,9 +89,25 @@ def test_what_was_set_is_said_to_be_set(store_path: Path, fitted: Fitted) -> Non
 
 def test_the_labelled_head_says_why_it_joined_or_not(store_path: Path, fitted: Fitted) -> None:
     said = "labelled head: not tried, 3 events to learn from and 1 later ones to be judged by; 8 and 1 are needed"
-    found = chosen(store_path, replace(fitted, notices=(said,)))["labelled head"]
+    model = replace(fitted.model, ensemble=Ensemble(without_head(fitted)))
+    found = chosen(store_path, replace(fitted, model=model, notices=(said,)))["labelled head"]
     assert (found.chosen, found.setting) == ("left out", "detection.labelled")
     assert found.reason.startswith("not tried, 3 events")
+
+
+def test_a_head_that_joined_is_said_to_have_joined_and_to_weigh_more(store_path: Path, fitted: Fitted) -> None:
+    own = without_head(fitted)
+    head = LabelledDetector.learned(
+        np.random.default_rng(0).normal(size=(40, 6, 6)).astype(np.float32), np.arange(40) < 9
+    )
+    weights = (*[0.5 / len(own)] * len(own), 0.5)
+    model = replace(fitted.model, ensemble=Ensemble((*own, head), RAISED, weights))
+    said = "labelled head with 50% of the say: 9 later events ranked better by 0.1 (0 to 0.2): used"
+    found = chosen(store_path, replace(fitted, model=model, notices=(said,)))
+    assert found["labelled head"].chosen == "joined the detectors"
+    assert found["labelled head"].reason.endswith("used")
+    assert found["weights"].chosen.endswith("labelled 0.50")
+    assert found["weights"].reason.startswith("equal but the labelled head's")
 
 
 def test_train_tells_them_once_in_the_terminal_in_json_and_in_the_report(press: Press) -> None:
