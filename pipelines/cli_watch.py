@@ -62,7 +62,8 @@ def watch(
     Stopped or killed at any moment it goes on where it was. With a family of models each asset is scored by its own. With
     --once the exit status is 6 where files were set aside or a model of a family was refused.
     """
-    from pipelines.watch import Watch, WatchOptions, one_watch
+    from pipelines.alone import alone
+    from pipelines.watch import Watch, WatchOptions
     from pipelines.watch_loop import Loop, lines
     from pipelines.watch_loop import once as run_once
 
@@ -76,7 +77,7 @@ def watch(
     database = None if no_alerts else home.alert_database()
     models = _models(model)
     challenger = _challenger(shadow, models, database)
-    with one_watch(place), stopping() as wish:
+    with alone(place, "one watch of a folder", "stop it first"), stopping() as wish:
         own = Watch(folder, models, models.name, out, database, place, options, challenger)
         if not once:
             Loop(own, every_s, terminal.say, _newer(own, model)).run(_heed(own, wish))

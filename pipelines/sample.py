@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +23,8 @@ from anomaly.data.reading.verdicts import read_verdicts
 from anomaly.data.store import WindowStore
 from anomaly.data.store_beside import OpenStore
 from anomaly.data.store_features import Features
-from anomaly.errors import Fault, InputRefused, Unavailable, UsageError
-from anomaly.files import TEMPORARY, atomic_path, sweep
+from anomaly.errors import Fault, InputRefused, UsageError
+from anomaly.files import atomic_path, beside
 from anomaly.fitting import Progress, silent
 from anomaly.model import AnomalyModel
 from anomaly.scores.sampling import StratifiedSample
@@ -195,7 +193,8 @@ def _features(
             _check_features(store, model, features)
             yield features
         return
-    with _beside(out) as folder:
+    with beside(out.resolve()) as folder:
+        folder.mkdir()
         made = folder / "features.h5"
         try:
             extract(store.path, model, made, ExtractOptions(reduce=0, clusters=clusters, seed=seed), progress)
@@ -217,25 +216,6 @@ def _check_features(store: WindowStore, model: AnomalyModel, features: Features)
             hint = "extract this store with this model, or leave --features out"
             expected, found = f"features of the {name} {value}", own.get(name, "unknown")
             raise InputRefused(Fault("E3402", expected, found, hint, str(features.path)))
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out``, removed in the end; those that killed runs left are swept."""
-    target = out.resolve()
-    folder = target.parent / f".{target.name}{TEMPORARY}{uuid.uuid4().hex[:8]}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent, target.name)
-        folder.mkdir()
-    except OSError as error:
-        raise Unavailable(
-            Fault("E5002", "a writable disk with room", error.strerror or error, file=str(out))
-        ) from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _described(store: WindowStore, made: Draw) -> list[SampledWindow]:

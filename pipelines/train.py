@@ -17,9 +17,10 @@ from anomaly.data.quality import Finding, QualityProfile, QualityWatch
 from anomaly.data.store import WindowStore
 from anomaly.errors import Fault, UsageError
 from anomaly.faults import killpoint
-from anomaly.files import sha256
+from anomaly.files import atomic_path, sha256
 from anomaly.fitting import Fitted, Progress, fit_model, refit, silent
 from anomaly.scores.thresholds import Threshold
+from pipelines.alone import LOCK, alone
 from pipelines.evaluate import Judged, evaluate_store
 from pipelines.home import home, reports
 from pipelines.ingest import Ingested, ingest, is_store
@@ -31,6 +32,9 @@ from registry.tracking import Membership, record_run
 
 #: What the report says of a model whose figures were made before its last step.
 _REFITTED = {"once judged": "the detectors learned anew from all normal windows, the newest as well (detection.refit)"}
+
+#: What a training goes on from, in the work folder.
+_CHECKPOINT = "training"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def train(paths: Sequence[Path], settings: Settings, out: Path | None, progress:
     """Train on the logs (or the one window store) at ``paths``, evaluate, register; with ``out`` keep the bundle too.
 
     Raises UsageError, InputRefused or Unavailable; then no model is registered and ``out`` is as it was. A run that
-    was killed is finished by running it again: its half-done work is swept first.
+    was killed is finished by running it again: its half-done work is swept first. Unavailable E5001 where the same job is
+    running in another process.
     """
     if not paths:
         raise UsageError(Fault("E2001", "a log, a window store, or log.paths in the settings file", "none"))
@@ -92,9 +97,9 @@ def train_prepared(
     with WindowStore.open(prepared.store, verify=prepared.store.parent != workdir) as store:
         settings = _as_stored(settings, store)
         started = time.perf_counter()
-        fitted = fit_model(store, settings, workdir / "training", progress)
+        fitted = fit_model(store, settings, workdir / _CHECKPOINT, progress)
         seconds = time.perf_counter() - started
-        keep_curves(workdir / "training" / "logs", settings.name, prepared.fingerprint)
+        keep_curves(workdir / _CHECKPOINT / "logs", settings.name, prepared.fingerprint)
         findings = _watch_quality(store, fitted)
         killpoint("train.after_fit")
         judged = evaluate_store(store, fitted, prepared, findings, progress)
@@ -172,23 +177,24 @@ def work_folder(paths: Sequence[Path], settings: Settings) -> Iterator[Path]:
     of its training, which this run goes on from; an interrupted one keeps it too."""
     job = json.dumps([sorted(str(p.resolve()) for p in paths), settings.to_dict()], sort_keys=True)
     folder = home() / "work" / hashlib.sha256(job.encode()).hexdigest()[:16]
-    _sweep(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except KeyboardInterrupt:
+    keep = False
+    with alone(folder, "one run of a job", "the same log is being trained on with the same settings: wait for it"):
         _sweep(folder)
-        raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        except KeyboardInterrupt:
+            _sweep(folder)
+            keep = (folder / _CHECKPOINT).is_dir()
+            raise
+        finally:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove all but the training's own folder."""
+    """Remove all but the training's own folder and the lock."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == "training":
+        if path.name in (_CHECKPOINT, LOCK):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -215,9 +221,8 @@ def keep_curves(logs: Path, name: str, fingerprint: str) -> None:
     """TensorBoard logs outlive the work folder: ``tensorboard --logdir .anomaly/tensorboard`` shows every run."""
     if not logs.is_dir():
         return  # an encoder that has nothing to train has no curve
-    kept = home() / "tensorboard" / f"{name}-{fingerprint[:12]}"
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(logs, kept)
+    with atomic_path(home() / "tensorboard" / f"{name}-{fingerprint[:12]}", folder=True) as kept:
+        shutil.copytree(logs, kept, dirs_exist_ok=True)
 
 
 def _watch_quality(store: WindowStore, fitted: Fitted) -> list[Finding]:

@@ -7,14 +7,13 @@ alert database get the batch; its ledger knows a batch it had before.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -361,22 +360,6 @@ class Watch:
         with atomic_path(self.place / HEARTBEAT) as temporary:
             temporary.write_text(json.dumps(content), encoding="utf-8")
         self._beat_at = time.monotonic()
-
-
-@contextmanager
-def one_watch(place: Path) -> Iterator[None]:
-    """Hold ``place`` for this process; raises Unavailable E5001 where another one watches the folder."""
-    try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (place / ".lock").open("a") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fault = Fault("E5001", "one watch of a folder", "another one is running", "stop it first", str(place))
-                raise Unavailable(fault) from None
-            yield
-    except PermissionError as error:
-        raise Unavailable(Fault("E5002", "a folder we can write", error.strerror or error, file=str(place))) from error
 
 
 def scores_of(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,14 @@ def shared_data() -> Path:
     if os.environ.get("CI"):
         pytest.fail("../shared/data must be there when CI is set")
     pytest.skip("../shared/data is not beside this clone: tests on real logs left out")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test that names no home writes to a folder of its own process, never to the project's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALY_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture

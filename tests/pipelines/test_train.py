@@ -9,14 +9,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import FLAGS, SHORT, Press, anomaly, write_log
+from command_line import FLAGS, SHORT, Outcome, Press, anomaly, write_log
 from processes import run_apart
 
 from anomaly.files import TEMPORARY
+from pipelines.ingest import Ingested
 from registry.bundle import load_bundle, read_manifest
 
 
@@ -52,6 +54,19 @@ def test_train_gives_bundle_report_and_a_registered_model(press_registry: Press)
     assert "baseline_row PCA.average_precision" in card["metrics"]
     assert not list(press_registry.home.parent.rglob(f"*{TEMPORARY}*"))
     assert not list((press_registry.home / "work").iterdir())
+
+
+def test_a_training_that_runs_already_is_refused_and_the_running_one_is_left_alone(press: Press, home: Path) -> None:
+    refused = list[Outcome]()
+
+    def again(*_: object) -> Ingested:
+        refused.append(anomaly("train", press.log, *SHORT))
+        raise KeyboardInterrupt
+
+    with mock.patch("pipelines.train._prepare", again):
+        assert anomaly("train", press.log, *SHORT).status == 130
+    assert refused[0].status == 5 and "E5001" in refused[0].err and "wait for it" in refused[0].err
+    assert not list((home / "work").iterdir())
 
 
 def test_s62_figures_are_of_the_test_part_with_counts_and_intervals(press: Press) -> None:

@@ -26,7 +26,7 @@ from anomaly.files import TEMPORARY
 from anomaly.model import AnomalyModel
 from pipelines import watch as watching
 from pipelines.score import score
-from pipelines.watch import HEARTBEAT, one_watch, scores_of
+from pipelines.watch import HEARTBEAT, scores_of
 from pipelines.watch_loop import BackOff, Loop, once
 
 Whole = tuple[pd.DataFrame, list[dict[str, Any]]]
@@ -218,14 +218,6 @@ def test_waits_double_up_to_five_minutes() -> None:
     assert not wait.due
     wait.worked()
     assert wait.due
-
-
-def test_one_watch_of_a_folder_at_a_time(tmp_path: Path) -> None:
-    place, refused = tmp_path / "place", pytest.raises(Unavailable, match="another one is running")
-    with one_watch(place), refused, one_watch(place):
-        pass
-    with one_watch(tmp_path / "place"):
-        pass
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -135,11 +135,13 @@ def test_a_morning(site: Site, browser: Any, address: str) -> None:
 def test_the_morning_by_keys_alone(site: Site, browser: Any, address: str) -> None:
     page, said = opened(browser)
     page.goto(address + "/")
-    page.keyboard.type("operator")  # the name has the focus
+    page.wait_for_selector("input[name=name]:focus")  # given by the page itself, at its first drawing
+    page.keyboard.type("operator")
     page.keyboard.press("Tab")
     page.keyboard.type(PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_selector("h1:text('Alerts')")
+    page.wait_for_load_state()  # a key pressed before the script is there is lost
     page.keyboard.press("j")
     page.keyboard.press("j")
     page.keyboard.press("k")
@@ -152,6 +154,7 @@ def test_the_morning_by_keys_alone(site: Site, browser: Any, address: str) -> No
     page.keyboard.press("j")
     page.keyboard.press("Enter")
     page.wait_for_selector("h1:text('Alert 1')")
+    page.wait_for_load_state()
     tab_to(page, "Close with verdict")
     page.keyboard.press("Enter")
     page.wait_for_selector(".history >> text=verdict → closed")
