@@ -309,8 +309,9 @@ def placed_columns(components: int) -> dict[str, Column]:
 def _energy(block: RawBlock, weights: NDArray[np.float64]) -> NDArray[np.float32]:
     """``scores.window_scores.energy`` of a block's windows: each row squared once, not once for every window it lies in."""
     squares, measured = row_energy(block.values, weights)
-    both = block.windows(np.column_stack((squares, measured))).sum(axis=1)
-    return np.sqrt(both[:, 0] / np.where(both[:, 1] > 0, both[:, 1], 1.0)).astype(np.float32)
+    # One after the other: sums over an axis that lies close in memory are several times faster.
+    total, counted = (block.windows(one[:, None])[..., 0].sum(axis=1) for one in (squares, measured))
+    return np.sqrt(total / np.where(counted > 0, counted, 1.0)).astype(np.float32)
 
 
 def _mean_square(residual: NDArray[np.float32]) -> NDArray[np.float32]:

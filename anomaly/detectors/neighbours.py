@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.compiled import ranking
+from anomaly.compiled import GROUP, ranking
 from anomaly.detectors.bounds import Bounds, bounds_of, nearest_within
 from anomaly.parallel import at_once, cores
 
@@ -18,8 +18,6 @@ _TILE_BYTES = 8 << 20
 _CACHE_BYTES, _CACHE_ROWS = 1 << 20, 256
 #: Rows below which a share is not worth handing to another core.
 _LEAST_SHARE = 64
-#: Columns that are searched by their groups' minima; a smaller bank is partitioned as it is.
-_GROUP = 32
 #: Candidates beyond k whose distances are made exactly: float32 products may swap rows that are all but equally near.
 _SPARE = 1
 
@@ -49,7 +47,7 @@ def smallest(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     if k >= m:
         return np.tile(np.arange(m), (n, 1))
     # As many groups as candidates in those that are opened: both are searched.
-    group = min(1 << max(round(float(np.log2(m / k)) / 2), 0), _GROUP)
+    group = min(1 << max(round(float(np.log2(m / k)) / 2), 0), GROUP)
     groups = m // group
     if groups <= 2 * k:
         return _partitioned(values, k)
@@ -92,7 +90,7 @@ def ranked_bank(bank: NDArray[np.float32], bounded: bool = True) -> RankedBank:
     """
     centre = bank.mean(axis=0, dtype=np.float64).astype(bank.dtype)
     near = bank - centre
-    table = np.zeros((bank.shape[1] + 1, -(-len(bank) // _GROUP) * _GROUP), bank.dtype)
+    table = np.zeros((bank.shape[1] + 1, -(-len(bank) // GROUP) * GROUP), bank.dtype)
     table[:-1, : len(bank)] = -2 * near.T
     table[-1] = np.inf
     table[-1, : len(bank)] = np.einsum("md,md->m", near, near)
