@@ -81,7 +81,7 @@ def _rank(  # noqa: PLR0912  one loop, compiled as it stands
                     at -= 1
                 low[at] = least[g]
         limit = low[searched - 1]
-        count = 0
+        count: Any = 0
         for g in range(groups):
             if least[g] <= limit:
                 for j in range(g, m, groups):

@@ -3,6 +3,7 @@
     python benchmarks/detection.py PANEL                          ours and the peers, written to docs/benchmark.md
     python benchmarks/detection.py PANEL --methods ours,encoders,peers   our single encoders too
     python benchmarks/detection.py PANEL --robustness             how far ours, energy, 5-NN and PCA fall when data is damaged
+    python benchmarks/detection.py PANEL --learning-curve         what they reach with half, a quarter, an eighth of the log
 
 PANEL holds one folder per case with train.parquet, test.parquet and meta.json. Same normal training rows, same test rows,
 same metric code for all. Scores are kept in --cache by case and method, under a digest of the data and of the method's
@@ -26,6 +27,7 @@ from anomaly.errors import AnomalyError, Fault, UsageError
 from anomaly.files import atomic_path
 from benchmarks import detection_table as table
 from benchmarks.detection_cases import PLAIN
+from benchmarks.detection_learning import SHORTER
 from benchmarks.detection_ours import CENTRED, ENCODER, OURS
 from benchmarks.detection_peers import PEERS, REFERENCES, absent
 from benchmarks.detection_robustness import DAMAGES
@@ -39,17 +41,18 @@ GROUPS = {
     "encoders": [f"{ENCODER}{name}" for name in ENCODERS],
     "peers": [*REFERENCES, *PEERS],
 }
-DAMAGED_METHODS = (OURS, "energy", "knn", "pca")
+#: What is measured where every case is measured several times over.
+FEW_METHODS = (OURS, "energy", "knn", "pca")
 
 
-def chosen_methods(text: str | None, robustness: bool) -> tuple[list[str], list[str]]:
-    """The methods to measure, and a sentence for each that is left out because a package is missing.
+def chosen_methods(text: str | None, few: bool) -> tuple[list[str], list[str]]:
+    """The methods to measure (``few``: four where none is named), and a sentence for each whose package is missing.
 
     Raises UsageError E2002 for a name that is none.
     """
-    default = ",".join(DAMAGED_METHODS) if robustness else "ours,peers"
+    default = ",".join(FEW_METHODS) if few else "ours,peers"
     asked = [name.strip() for name in (text or default).split(",") if name.strip()]
-    if robustness and text is None:
+    if few and text is None:
         names = asked
     else:
         names = list(dict.fromkeys(method for name in asked for method in GROUPS.get(name, [name])))
@@ -66,12 +69,14 @@ def report(chosen: argparse.Namespace, command: str) -> Iterator[str]:
     if chosen.jobs < 1:
         raise UsageError(Fault("E2001", "--jobs of at least 1", chosen.jobs))
     cases = read_cases(chosen.panel, chosen.cases.split(",") if chosen.cases else ())
-    methods, left_out = chosen_methods(chosen.methods, chosen.robustness)
-    variants = [PLAIN, *(DAMAGES if chosen.robustness else ())]
+    changes = DAMAGES if chosen.robustness else SHORTER if chosen.learning_curve else {}
+    methods, left_out = chosen_methods(chosen.methods, bool(changes))
+    variants = [PLAIN, *changes]
     jobs = [Job(case, method, variant) for variant in variants for method in methods for case in cases]
     records = run_jobs(jobs, Cache(chosen.cache), 0 if chosen.in_process else chosen.jobs)
     yield from _head(len(cases), len({c.dataset for c in cases}), command)
-    yield from _robustness(records) if chosen.robustness else _comparison(records)
+    title = "Damaged data" if chosen.robustness else "Shorter training logs"
+    yield from _changed(records, title) if changes else _comparison(records)
     failed = [*left_out, *table.failures(records)]
     yield from ["", "## Not measured", "", *failed] if failed else []
 
@@ -109,16 +114,16 @@ def _comparison(records: Sequence[Record]) -> Iterator[str]:
     yield from ["## Goals", "", *table.goal_table(results)]
 
 
-def _robustness(records: Sequence[Record]) -> Iterator[str]:
+def _changed(records: Sequence[Record], title: str) -> Iterator[str]:
     yield from [
-        "## Damaged data",
+        f"## {title}",
         "",
-        "The first column is the figure on the data as they are, the others its change.",
+        "The first column is the figure on the data as they are, the others its change, over the cases that have both.",
         "",
     ]
-    for metric, title in (("vus_pr", "VUS-PR"), ("ap", "AP"), ("auc", "AUC"), ("recall", "event recall"),
+    for metric, words in (("vus_pr", "VUS-PR"), ("ap", "AP"), ("auc", "AUC"), ("recall", "event recall"),
                           ("ratio", "false / nominal"), ("flagged_normal", "normal rows flagged")):  # fmt: skip
-        yield from [*table.robustness_table(records, metric, title), ""]
+        yield from [*table.robustness_table(records, metric, words), ""]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,9 +136,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cases", help="names with commas between; all by default")
     made.add_argument("--jobs", type=int, default=1, help="processes at a time")
     made.add_argument("--in-process", action="store_true", help="no process beside this one, for tests and debuggers")
-    made.add_argument("--out", type=Path, help=f"Markdown file to write; {DEFAULT_OUT} without --robustness")
+    made.add_argument("--out", type=Path, help=f"Markdown file to write; {DEFAULT_OUT} for the comparison")
     made.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of kept scores")
-    made.add_argument("--robustness", action="store_true", help="damage the data instead of comparing all methods")
+    instead = made.add_mutually_exclusive_group()
+    instead.add_argument("--robustness", action="store_true", help="damage the data instead of comparing all methods")
+    instead.add_argument("--learning-curve", action="store_true", help="shorten the training log instead")
     return made
 
 
@@ -141,7 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the tables and write them; 0, or the exit status of the refusal."""
     given = sys.argv[1:] if arguments is None else arguments
     chosen = parser().parse_args(given)
-    out = chosen.out or (None if chosen.robustness else DEFAULT_OUT)
+    out = chosen.out or (None if chosen.robustness or chosen.learning_curve else DEFAULT_OUT)
     try:
         text = "\n".join(report(chosen, shlex.join(["python", "benchmarks/detection.py", *_shown(given)]))) + "\n"
         print(text, end="")

@@ -31,8 +31,8 @@ from anomaly.errors import AnomalyError
 from anomaly.files import atomic_path
 from benchmarks import detection_cases, detection_metrics, detection_ours, detection_peers, encoder_cases, vus
 from benchmarks.detection_cases import data_digest, read_trial, segment_starts
+from benchmarks.detection_learning import changed, variant_version
 from benchmarks.detection_ours import CENTRED, ENCODER, OURS
-from benchmarks.detection_robustness import damage_version, damaged
 
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ class Job:
 
     def key(self) -> str:
         """What kept scores must have been made of."""
-        parts = (_data(self.case), self.variant, damage_version(self.variant), self.base, code_version(self.base))
+        parts = (_data(self.case), self.variant, variant_version(self.variant), self.base, code_version(self.base))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
     def record(self) -> Record:
@@ -126,7 +126,7 @@ def metric_version() -> str:
 
 def compute(job: Job, target: Path) -> None:
     """Score both passes of ``job`` and keep the scores at ``target``, with the seconds of the full pass."""
-    trial = damaged(read_trial(job.case), job.variant)
+    trial = changed(read_trial(job.case), job.variant)
     found, seconds, lookback = {}, dict[str, float](), 0
     for name, (train, rows) in trial.passes().items():
         started = time.perf_counter()
@@ -143,7 +143,7 @@ def compute(job: Job, target: Path) -> None:
 
 def judge(job: Job, scores: Path) -> Record:
     """Figures of kept scores, JSON-ready: NaN becomes None."""
-    trial = damaged(read_trial(job.case), job.variant)
+    trial = changed(read_trial(job.case), job.variant)
     with np.load(scores, allow_pickle=False) as kept:
         score, held, seconds, lookback = kept["full"], kept["held"], float(kept["seconds"]), int(kept["lookback"])
     if job.method == CENTRED:

@@ -20,6 +20,7 @@ from anomaly.metrics import roc_auc
 from benchmarks import detection_ours, detection_peers
 from benchmarks.detection import main
 from benchmarks.detection_cases import PLAIN, Trial, read_trial, segment_starts
+from benchmarks.detection_learning import SHORTER, changed, variant_version
 from benchmarks.detection_ours import CENTRED, OURS, centred, product_scores
 from benchmarks.detection_peers import PEERS, REFERENCES, absent, peer_scores, prepared, windows
 from benchmarks.detection_robustness import DAMAGES, damaged
@@ -222,6 +223,31 @@ def test_missing_values_stuck_sensors_units_and_drift(trial: Trial) -> None:
     climbed = values(damaged(trial, "slow drift").test) - before
     spread = values(trial.train).std(axis=0)[tag]
     assert (climbed != 0).any(axis=0).sum() == 1 and climbed[-1, tag] == pytest.approx(2 * spread, rel=1e-4)
+
+
+@pytest.mark.parametrize(("variant", "share"), [("newest half", 0.5), ("newest eighth", 0.125)])
+def test_s45_a_shorter_training_log_is_the_newest_part_and_the_test_log_stays(
+    variant: str, share: float, trial: Trial
+) -> None:
+    own = changed(trial, variant)
+    normal = int((trial.train["label"] == 0).sum())
+    assert int((own.train["label"] == 0).sum()) == round(share * normal) and own.variant == variant
+    newest = trial.train.tail(len(own.train)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(own.train, newest)
+    pd.testing.assert_frame_equal(own.test, trial.test)
+    assert own.held_normal().sum() == round(0.2 * round(share * normal))
+    assert changed(trial, PLAIN) is trial and changed(trial, "stuck sensor").variant == "stuck sensor"
+    assert len({variant_version(name) for name in (PLAIN, "stuck sensor", variant)}) == 3
+
+
+def test_a_learning_curve_says_what_less_data_costs(panel: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.md"
+    common = ["--methods", "knn,pca", "--in-process", "--cache", str(tmp_path / "cache"), "--out", str(out)]
+    assert main([str(panel), "--cases", "pump_1,mill_1", "--learning-curve", *common]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert "## Shorter training logs" in text and all(name in text for name in SHORTER) and "Not measured" not in text
+    with pytest.raises(SystemExit):
+        main([str(panel), "--learning-curve", "--robustness", *common])
 
 
 # -- ours ----------------------------------------------------------------------------------------------------------
