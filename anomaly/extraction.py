@@ -91,18 +91,19 @@ class Gathered:
         near = other.keys < self._limit
         self._waiting.append((other.keys[near], other.rows[near]))
         self._waits += len(self._waiting[-1][0])
-        if self._waits > self.size // 2:
+        if self._waits > self.size // 4:
             self._settle()
 
     def _settle(self) -> None:
         """Keep the smallest keys of all that were taken in; done seldom, because it copies the sample."""
-        self.keys = np.concatenate((self.keys, *(keys for keys, _ in self._waiting)))
-        self.rows = np.concatenate((self.rows, *(rows for _, rows in self._waiting)))
+        keys = np.concatenate((self.keys, *(keys for keys, _ in self._waiting)))
+        parts = [self.rows, *(rows for _, rows in self._waiting)]
         self._waiting, self._waits = [], 0
-        if len(self.keys) >= self.size:
-            stay = np.sort(np.argpartition(self.keys, self.size - 1)[: self.size])
-            self.keys, self.rows = self.keys[stay], self.rows[stay]
-            self._limit = float(self.keys.max())
+        stay = np.arange(len(keys))
+        if len(keys) >= self.size:
+            stay = np.sort(np.argpartition(keys, self.size - 1)[: self.size])
+            self._limit = float(keys[stay].max())
+        self.keys, self.rows = keys[stay], _picked(parts, stay)
 
     def to_arrays(self) -> Columns:
         """As arrays, for a journal."""
@@ -304,6 +305,16 @@ def placed_columns(components: int) -> dict[str, Column]:
     floats = dict.fromkeys(("stability", "cosine", "novelty"), Column(np.float32))
     reduced = {"reduced": Column(np.float32, (components,))} if components else {}
     return {"cluster_id": Column(np.int32), **floats, **reduced}
+
+
+def _picked(parts: list[NDArray[np.float32]], stay: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows ``stay``, ascending, of all ``parts`` one after the other, without putting those together first."""
+    ends = np.cumsum([len(part) for part in parts])
+    edges = np.searchsorted(stay, np.concatenate(([0], ends)))
+    found = np.empty((len(stay), parts[0].shape[1]), np.float32)
+    for part, end, low, high in zip(parts, ends, edges, edges[1:], strict=False):
+        found[low:high] = part[stay[low:high] - (end - len(part))]
+    return found
 
 
 def _energy(block: RawBlock, weights: NDArray[np.float64]) -> NDArray[np.float32]:
