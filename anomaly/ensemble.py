@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from anomaly.detectors import detector_class
 from anomaly.detectors.base import Detector, Encoded, shared_out
+from anomaly.errors import TooFewWindows
 from anomaly.scores.calibration import TailCalibrator
 from anomaly.scores.fusion import RAISED, checked_weights, contributions, fuse
 
@@ -93,7 +94,7 @@ class Ensemble:
         """Learn each detector's tail, and each mode's scale, from held-back normal windows; gives their fused scores."""
         found = [(self._measured(block), self._modes(block)) for block in blocks]
         if not found:
-            raise ValueError("blocks: expected held-back normal windows, got none")
+            raise TooFewWindows("blocks: expected held-back normal windows, got none")
         raw = np.concatenate([scores for scores, _ in found])
         modes = np.concatenate([own for _, own in found])
         if self.space is not None:

@@ -152,3 +152,7 @@ class Unavailable(AnomalyError):
 
     exit_code = 5
     default_code = "E5001"
+
+
+class TooFewWindows(ValueError):
+    """What is to learn got fewer normal windows than it needs; a fit refuses the log for it (E3302)."""

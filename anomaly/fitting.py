@@ -27,7 +27,7 @@ from anomaly.detectors import build_detector
 from anomaly.encoders import build_encoder
 from anomaly.encoders.base import Encoder, TrainingBatch, TrainingData, TrainingHistory, WindowShape
 from anomaly.ensemble import Ensemble
-from anomaly.errors import Fault, InputRefused, UsageError
+from anomaly.errors import Fault, InputRefused, TooFewWindows, UsageError
 from anomaly.few_labels import fine_tune_model, past_windows
 from anomaly.labelled_head import judged_head, with_head
 from anomaly.model import UNSCORABLE, AnomalyModel, ScoredRows, StreamScorer, prepared_rows
@@ -41,6 +41,7 @@ Item = TypeVar("Item")
 
 _CANARY_ROWS = 64
 _REFERENCE_ROWS = 5000
+_LONGER = "shorten --lookback, leave out a tag that is mostly missing (--drop), or give a longer log"
 
 
 @dataclass(frozen=True)
@@ -171,12 +172,19 @@ class Repeated(Generic[Item]):
 
 
 def _fit_detectors(model: AnomalyModel, windows: PreparedWindows, progress: Progress) -> None:
-    """Detectors on normal training windows, their calibration on the held-back normal windows of validation."""
+    """Detectors on normal training windows, their calibration on the held-back normal windows of validation.
+
+    Raises InputRefused E3302 where a detector gets fewer of them than it needs.
+    """
     progress("detectors", 0, 1)
     trail = model.ensemble.trail
-    model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0, trail))))
-    progress("detectors", 1, 1)
-    _calibrate(model, windows, progress)
+    try:
+        model.ensemble.fit(Repeated(lambda: (model.encode(batch.windows) for batch in windows.training(0, trail))))
+        progress("detectors", 1, 1)
+        _calibrate(model, windows, progress)
+    except TooFewWindows as error:
+        expected = f"normal windows enough for {', '.join(model.ensemble.names)}"
+        raise InputRefused(Fault("E3302", expected, str(error).removeprefix("blocks: "), _LONGER)) from error
 
 
 def _calibrate(model: AnomalyModel, windows: PreparedWindows, progress: Progress) -> None:
@@ -315,13 +323,12 @@ def _window_audit(store: WindowStore, windows: PreparedWindows) -> RowAudit:
         _add_rows(audit, block, store.lookback)
     for part, found in (("train", audit.rows), ("validation", next(windows.validation(0), None) is not None)):
         if not found:
-            hint = "shorten --lookback, leave out a tag that is mostly missing (--drop), or give a longer log"
             raise InputRefused(
                 Fault(
                     "E3302",
                     f"a complete normal window of {store.lookback} rows in the {part} part",
                     "none",
-                    hint,
+                    _LONGER,
                 )
             )
     return audit

@@ -13,6 +13,7 @@ from anomaly.data.reservoir import Reservoir
 from anomaly.detectors.base import Detector, Encoded, occlusion_shares
 from anomaly.detectors.density import scaled_sample
 from anomaly.detectors.neighbours import squared_distances
+from anomaly.errors import TooFewWindows
 
 #: Embeddings that a forest is fitted on, and that an approximate machine is.
 _FOREST_ROWS, _MACHINE_ROWS = 50_000, 20_000
@@ -130,7 +131,7 @@ class IsolationForestDetector(Detector):
         for block in blocks:
             kept.add(self._needed(block))
         if len(kept) < 2:
-            raise ValueError(f"blocks: expected at least 2 normal windows, got {len(kept)}; give a longer log")
+            raise TooFewWindows(f"blocks: expected at least 2 normal windows, got {len(kept)}; give a longer log")
         rows, sample = kept.columns[0], min(self.sample, len(kept))
         forest = IsolationForest(n_estimators=self.trees, max_samples=sample, random_state=self.seed).fit(rows)
         depth = max(int(np.ceil(np.log2(sample))), 1)
@@ -191,7 +192,7 @@ class OneClassSvmDetector(Detector):
         """Draw the boundary; raises ValueError with fewer than two windows."""
         rows, self.mean_, self.scale_ = scaled_sample((self._needed(b) for b in blocks), _MACHINE_ROWS, self.seed)
         if len(rows) < 2:
-            raise ValueError(f"blocks: expected at least 2 normal windows, got {len(rows)}; give a longer log")
+            raise TooFewWindows(f"blocks: expected at least 2 normal windows, got {len(rows)}; give a longer log")
         made = self._exact(rows) if len(rows) <= self.exact_limit else self._approximate(rows)
         self.support_, self.weights_, self.offset_ = made
         return self

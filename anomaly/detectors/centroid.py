@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.detectors.moments import Moments, whitening
+from anomaly.errors import TooFewWindows
 
 METRICS = ("euclidean", "cosine", "mahalanobis")
 
@@ -53,7 +54,7 @@ class CentroidDetector(Detector):
             total = total + block.windows.sum(axis=0, dtype=np.float64)
         least = 2 if self.metric == "mahalanobis" else 1
         if moments.count < least:
-            raise ValueError(
+            raise TooFewWindows(
                 f"blocks: expected at least {least} normal windows, got {moments.count}; give a longer log"
             )
         self.mean_, self.window_ = moments.mean, total / moments.count

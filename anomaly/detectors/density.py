@@ -13,6 +13,7 @@ from anomaly.data.reservoir import Reservoir
 from anomaly.detectors.base import Detector, Encoded, occlusion_shares
 from anomaly.detectors.moments import safe_scale
 from anomaly.detectors.neighbours import squared_distances
+from anomaly.errors import TooFewWindows
 
 #: Embeddings that a mixture is fitted on.
 _MOST_ROWS = 20_000
@@ -32,7 +33,7 @@ def scaled_sample(
     for rows in blocks:
         sample.add(rows)
     if not len(sample):
-        raise ValueError("blocks: expected normal windows to learn from, got none; give a longer log")
+        raise TooFewWindows("blocks: expected normal windows to learn from, got none; give a longer log")
     rows = sample.columns[0].astype(np.float64)
     mean, scale = rows.mean(axis=0), safe_scale(rows.std(axis=0))
     return (rows - mean) / scale, mean, scale
@@ -64,7 +65,7 @@ class GmmDetector(Detector):
 
         rows, self.mean_, self.scale_ = scaled_sample((self._needed(b) for b in blocks), _MOST_ROWS, self.seed)
         if len(rows) < max(self.components, 2):
-            raise ValueError(
+            raise TooFewWindows(
                 f"components: expected at most the number of normal windows, and 2 of those, got {self.components} "
                 f"for {len(rows)}; give a longer log or fewer components"
             )

@@ -13,6 +13,7 @@ from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.detectors.coreset import CORESETS
 from anomaly.detectors.moments import safe_scale
 from anomaly.detectors.neighbours import RankedBank, nearest_in_bank, ranked_bank
+from anomaly.errors import TooFewWindows
 
 #: Bytes of the bank's windows at most: they say which sensors differ, and travel with the model.
 _MOST_WINDOW_BYTES = 16 << 20
@@ -57,7 +58,7 @@ class KnnDetector(Detector):
                 sample.size = self._sampled(block.windows[0].nbytes)
             sample.add(embeddings, block.windows)
         if not len(sample):
-            raise ValueError("blocks: expected normal windows to remember, got none")
+            raise TooFewWindows("blocks: expected normal windows to remember, got none")
         deviation = np.sqrt(np.maximum(squares / sample.seen - (total / sample.seen) ** 2, 0))
         self.scale_ = safe_scale(deviation).astype(np.float32)
         embeddings, self.windows_ = sample.columns

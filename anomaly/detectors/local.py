@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from anomaly.data.scaling import compressed
 from anomaly.detectors.base import Detector, Encoded, shared_out
 from anomaly.detectors.reconstruction import recency_weights
+from anomaly.errors import TooFewWindows
 
 OVER = ("max", "mean")
 #: Departures below this, in deviations of a tag's level, are rounding.
@@ -64,7 +65,7 @@ class LocalDetector(Detector):
             last = self._needed(block)[:, -1].astype(np.float64)
             count, squares = count + len(last), squares + (last**2).sum(axis=0)
         if not count:
-            raise ValueError("blocks: expected normal windows to learn from, got none")
+            raise TooFewWindows("blocks: expected normal windows to learn from, got none")
         size = np.sqrt(squares / count)
         self.scale_ = np.where(size > _STILL, size, 1.0).astype(np.float32)
         return self

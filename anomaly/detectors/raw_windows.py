@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from anomaly.detectors.base import Detector, Encoded
 from anomaly.detectors.distance import KnnDetector
 from anomaly.detectors.reconstruction import recency_weights, sensor_shares
+from anomaly.errors import TooFewWindows
 
 #: Widest window, rows × tags, whose covariance is kept: its decomposition takes a second, and eight times that for twice.
 _WIDEST = 1024
@@ -79,7 +80,7 @@ class SubspaceDetector(Detector):
                 count, total = count + len(rows), total + rows.sum(axis=0)
                 products += rows.T @ rows
         if count < 2:
-            raise ValueError(f"blocks: expected at least 2 normal windows, got {count}; give a longer log")
+            raise TooFewWindows(f"blocks: expected at least 2 normal windows, got {count}; give a longer log")
         shift = total / count
         values, vectors = np.linalg.eigh(products / count - np.outer(shift, shift))
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]

@@ -13,6 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.errors import TooFewWindows
+
 #: Largest calibrated score: beyond 1 in 10^30 a number says nothing more.
 CAP = 30.0
 _TAIL_SHARE = 0.05
@@ -75,7 +77,7 @@ class TailCalibrator:
         """Learn from raw scores ``(n,)`` of held-back normal rows; raises ValueError without a finite one."""
         x = np.sort(np.asarray(scores, dtype=np.float64)[np.isfinite(scores)])
         if not len(x):
-            raise ValueError("scores: expected at least one finite score of a held-back normal row, got none")
+            raise TooFewWindows("scores: expected at least one finite score of a held-back normal row, got none")
         self.n_ = n = len(x)
         values, first = np.unique(x, return_index=True)
         log_p = -np.log10((n - first + 1) / (n + 1))  # n - first rows are at or above each value

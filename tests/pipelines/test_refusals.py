@@ -236,3 +236,28 @@ def test_a_changed_bundle_ends_with_4(press: Press, ready: Path, member: str) ->
     assert done.status == 4, done.err
     assert "E400" in done.err
     assert files_under(ready) == before
+
+
+def test_a_log_too_short_for_a_detector_is_refused_and_nothing_is_registered(press: Press, home: Path, tmp_path: Path):
+    """Found by the learning curve of the benchmark: it was told as a bug of ours (E7000)."""
+    log = write_log(press.frame[:300], tmp_path / "short.csv")
+    (tmp_path / "short.toml").write_text(
+        f"""
+        [log]
+        paths = ["{log}"]
+        label = "label"
+        [window]
+        lookback = 6
+        lead = "4min"
+        [training]
+        epochs = 1
+        [detection]
+        detectors = ["knn", "gmm"]
+        [detection.options.gmm]
+        components = 5000
+        """,
+        encoding="utf-8",
+    )
+    done = anomaly("train", tmp_path / "short.toml", "--out", tmp_path / "model")
+    assert done.status == 3 and "E3302 expected=normal windows enough for knn, gmm" in done.err, done.err
+    assert "5000" in done.err and not (tmp_path / "model").exists() and not list((home / "work").iterdir())
