@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from anomaly.errors import TooFewWindows
 
-#: Largest calibrated score: beyond 1 in 10^30 a number says nothing more.
-CAP = 30.0
+#: No calibrated score is above this: beyond 1 in 10^30 a number says nothing more. From the second on scores approach it
+#: ever more slowly instead of ending there, so that rows keep their order where a sensor is far out in all of them.
+CAP, _BENDS = 30.0, 20.0
 _TAIL_SHARE = 0.05
 #: Where the data reach further the empirical curve is nearer the truth than a tail of three numbers.
 _TAIL_ROWS = 200
@@ -59,6 +60,16 @@ def _tail(x: NDArray[np.float64], start: float) -> tuple[float, float]:
     return shape, max(scale, float(np.finfo(np.float64).tiny))
 
 
+def _bent(decades: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As they are up to 20, then with a falling slope, begun at 1, towards 30.
+
+    >>> _bent(np.array([3.0, 20.0, 30.0, 1000.0, np.inf])).round(2).tolist()
+    [3.0, 20.0, 25.0, 29.9, 30.0]
+    """
+    room = CAP - _BENDS
+    return np.minimum(decades, CAP - room * room / (np.maximum(decades - _BENDS, 0) + room))
+
+
 class TailCalibrator:
     """Monotone map from raw scores to ``-log10`` tail probabilities; a bounded table and three tail numbers.
 
@@ -90,7 +101,7 @@ class TailCalibrator:
         return self
 
     def transform(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Raw scores ``(n,)`` → ``-log10`` tail probability, 0 to 30; NaN stays NaN, +inf is 30."""
+        """Raw scores ``(n,)`` → ``-log10`` tail probability, from 20 on bent towards 30; NaN stays NaN, +inf is 30."""
         if not self.n_:
             raise ValueError("calibrator: expected a fitted one, got a new one; call fit first")
         raw = np.asarray(scores, dtype=np.float64)
@@ -99,7 +110,7 @@ class TailCalibrator:
         with np.errstate(over="ignore"):  # an overflow is a score beyond any tail: the cap
             z = np.maximum(raw - start, 0) / scale
             decades = (np.log1p(shape * z) / shape if shape > 1e-9 else z) / np.log(10)
-        return np.where(np.isnan(raw), np.nan, np.clip(inside + decades, 0, CAP))
+        return np.where(np.isnan(raw), np.nan, _bent(inside + decades))
 
     def to_state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """JSON-ready settings and arrays."""

@@ -91,3 +91,14 @@ def test_constant_scores_and_no_scores():
         TailCalibrator().fit(np.array([np.nan]))
     with pytest.raises(ValueError, match="call fit first"):
         TailCalibrator().transform(np.zeros(1))
+
+
+def test_scores_far_beyond_every_row_keep_their_order_below_the_cap():
+    normal = np.random.default_rng(1).normal(size=2000)
+    calibrator = TailCalibrator().fit(normal)
+    far = np.geomspace(5, 1e6, 400)
+    score = calibrator.transform(far).astype(np.float32)
+    assert (np.diff(score) > 0).all() and score[-1] < CAP
+    assert calibrator.transform(np.array([1e300, np.inf])).max() == CAP
+    step = np.diff(calibrator.transform(np.linspace(5, 60, 20_000)))
+    assert step.max() < 1.01 * step[0], "no jump where the slope begins to fall"

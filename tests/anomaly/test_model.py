@@ -34,6 +34,16 @@ def test_a_score_does_not_change_when_any_later_row_does(fitted, frame, at):
     assert not before[at:].equals(after[at:])
 
 
+def test_a_sensor_in_another_unit_does_not_end_the_ranking_of_rows(fitted, frame):
+    """Every row is then far out; they used to end together at the cap, and no event was told from what is normal."""
+    altered = frame[1500:].copy()
+    altered["tag2"] = altered["tag2"] * 1000 + 1e12
+    found = fitted.model.score_frame(altered)
+    scored = found["anomaly_score"].to_numpy()[found["outcome"] != "unscorable"]
+    assert np.median(scored) > 10
+    assert len(np.unique(scored)) > 0.95 * len(scored)
+
+
 def test_fitted_rows_and_labelled_or_lead_rows_are_disjoint(fitted, store_path):
     """METHODS S56: by the audit that travels with the model, not by how the fit was written."""
     with WindowStore.open(store_path) as store:
