@@ -75,8 +75,8 @@ def _named_beside(target: Path) -> Path:
 
 
 @contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """A path of this process alone beside ``target``, which is not there yet and is removed in the end.
+def beside(target: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A path of this process alone beside ``target``, not there yet or a new ``folder``, which is removed in the end.
 
     What killed runs left for ``target`` is swept. A full or read-only disk raises ``Unavailable`` (E5002).
     """
@@ -86,6 +86,8 @@ def beside(target: Path) -> Iterator[Path]:
         with _disk_faults(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep(target.parent, target.name)
+            if folder:
+                temporary.mkdir()
         yield temporary
     finally:
         if temporary.is_dir():
@@ -104,9 +106,7 @@ def atomic_path(target: Path, *, folder: bool = False) -> Iterator[Path]:
     ``Unavailable`` (E5002).
     """
     target = Path(target)
-    with beside(target) as temporary, _disk_faults(target, _DISK):
-        if folder:
-            temporary.mkdir()
+    with beside(target, folder=folder) as temporary, _disk_faults(target, _DISK):
         yield temporary
         _publish(temporary, target)
 

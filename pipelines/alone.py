@@ -23,7 +23,7 @@ def alone(place: Path, what: str, cure: str) -> Iterator[None]:
     """
     try:
         handle = _opened(place / LOCK)
-    except PermissionError as error:
+    except OSError as error:
         raise Unavailable(Fault("E5002", "a folder we can write", error.strerror or error, file=str(place))) from error
     if handle is None:
         raise Unavailable(Fault("E5001", what, "another one is running", cure, str(place)))

@@ -193,8 +193,7 @@ def _features(
             _check_features(store, model, features)
             yield features
         return
-    with beside(out.resolve()) as folder:
-        folder.mkdir()
+    with beside(out.resolve(), folder=True) as folder:
         made = folder / "features.h5"
         try:
             extract(store.path, model, made, ExtractOptions(reduce=0, clusters=clusters, seed=seed), progress)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.scores.calibration import CAP
 from anomaly.scores.thresholds import episodes_at
 from anomaly.scores.what_if import poisson_range
 
@@ -23,7 +24,6 @@ _NOMINAL = tuple(float(-np.log10(1 - q)) for q in _LEVELS)
 LEAST_ROWS = 400
 #: Moves smaller than this share of the threshold are not worth a person's time.
 _WORTH = 0.1
-_HIGHEST = 30.0
 _DAY_US = 86_400_000_000
 
 
@@ -91,7 +91,7 @@ def propose(
     if len(own) < LEAST_ROWS:
         raise ValueError(f"scores: expected at least {LEAST_ROWS} scored rows of recent operation, got {len(own)}")
     level, spread = moved_level(own)
-    proposed = float(np.clip(level + spread * current, 0.0, _HIGHEST))
+    proposed = float(np.clip(level + spread * current, 0.0, CAP))
     days = len(own) * period_us / _DAY_US
     before, after = (_episodes(own, time[use], asset[use], value, merge_gap_us) for value in (current, proposed))
     low, high = (bound / days for bound in poisson_range(after))
